@@ -1,0 +1,16 @@
+"""Fused steps of quantized optimizers: one definition, three backends."""
+
+from .backends import BACKENDS as BACKENDS
+from .backends import leaf_step as leaf_step
+from .formats import FORMATS as FORMATS
+from .formats import Float32 as Float32
+from .formats import Format as Format
+from .layout import Blocks as Blocks
+from .layout import blocks_of as blocks_of
+from .rounding import key as key
+from .rule import Rule as Rule
+from .rule import Slot as Slot
+from .step import Leaf as Leaf
+from .step import Program as Program
+from .step import Scalars as Scalars
+from .step import tile_step as tile_step

@@ -1,0 +1,29 @@
+"""The scale that the values of one block share: their largest magnitude, as bf16."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+_LARGEST = np.finfo(np.float32).max
+_SMALLEST = np.finfo(np.float32).tiny
+
+
+def block_scale(magnitude: jax.Array, axis: int) -> jax.Array:
+    """Largest of each block, rounded up to bf16: no value exceeds its scale.
+
+    Infinite where a value of the block is not finite, so that the caller can see it
+    (a plain maximum ignores NaN on some backends). Zero for blocks whose largest is
+    below the smallest normal number, which some devices flush to zero anyway.
+    """
+    finite = jnp.where(magnitude <= _LARGEST, magnitude, jnp.inf)
+    largest = jnp.max(finite, axis=axis, keepdims=True)
+    bits = lax.bitcast_convert_type(largest, jnp.int32)
+    bits = (bits + np.int32(0xFFFF)) & np.int32(-0x10000)
+    rounded_up = lax.bitcast_convert_type(bits, jnp.float32)
+    return jnp.where(largest < _SMALLEST, 0.0, rounded_up)
+
+
+def reciprocal(scale: jax.Array) -> jax.Array:
+    """1 / scale, and 0 where the whole block is zero."""
+    return jnp.where(scale > 0.0, 1.0 / jnp.maximum(scale, _SMALLEST), 0.0)

@@ -1,0 +1,118 @@
+"""Shapes: which axis of a leaf is cut into blocks, and the views that tiles need.
+
+The blocks of a leaf follow from its global shape alone, so that the numbers do not
+depend on the mesh.
+"""
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+SMALLEST_BLOCK = 4
+_SMALL_LEAF = 2**20
+_BLOCKS_OF_SMALL_LEAF = 16
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How a leaf is cut: `size` consecutive values along `axis` share a scale.
+
+    The last block may be partial. `axis` is None for 0-d leaves.
+    """
+
+    shape: tuple[int, ...]
+    axis: int | None
+    size: int
+
+    @property
+    def count(self) -> int:
+        """Blocks along the blocked axis."""
+        return 1 if self.axis is None else -(-self.shape[self.axis] // self.size)
+
+    @property
+    def scale_shape(self) -> tuple[int, ...]:
+        """The leaf's shape with the blocked axis shortened to one value per block."""
+        if self.axis is None:
+            return self.shape
+        return (*self.shape[: self.axis], self.count, *self.shape[self.axis + 1 :])
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Row-major strides of the leaf, in values."""
+        return tuple(math.prod(self.shape[k + 1 :]) for k in range(len(self.shape)))
+
+
+def blocks_of(
+    shape: tuple[int, ...], block_size: int = 32, block_axis: int | None = None
+) -> Blocks:
+    """The blocks of a leaf of this global shape.
+
+    By default they run down the longest axis other than the last (1-D: the only one).
+    The block is the largest power-of-two fraction of `block_size` that divides the
+    axis, else the axis ends with a partial block. Leaves under 2**20 values take
+    smaller blocks, until the axis has 16: then their scales, too, divide over a mesh.
+
+    >>> blocks_of((4096, 1024)).scale_shape
+    (128, 1024)
+    >>> blocks_of((64, 128)).scale_shape
+    (16, 128)
+    """
+    if not shape:
+        return Blocks(shape, None, 1)
+    if block_axis is None:
+        outer = range(max(len(shape) - 1, 1))
+        axis = max(outer, key=lambda k: shape[k])
+    else:
+        axis = block_axis % len(shape)
+    length = shape[axis]
+    size = block_size
+    while size > SMALLEST_BLOCK and size % 2 == 0 and length % size:
+        size //= 2
+    if length % size:
+        size = block_size
+    if math.prod(shape) < _SMALL_LEAF:
+        while (
+            size // 2 >= SMALLEST_BLOCK
+            and size % 2 == 0
+            and -(-length // size) < _BLOCKS_OF_SMALL_LEAF
+        ):
+            size //= 2
+    return Blocks(shape, axis, size)
+
+
+def split(x: jax.Array, blocks: Blocks) -> jax.Array:
+    """[..., n, ...] to [..., count, size, ...]; a partial last block gets zeros."""
+    assert blocks.axis is not None
+    tail = blocks.count * blocks.size - blocks.shape[blocks.axis]
+    if tail:
+        widths = [(0, 0, 0)] * x.ndim
+        widths[blocks.axis] = (0, tail, 0)
+        x = lax.pad(x, jnp.zeros((), x.dtype), widths)
+    a = blocks.axis
+    return x.reshape(*x.shape[:a], blocks.count, blocks.size, *x.shape[a + 1 :])
+
+
+def merge(x: jax.Array, blocks: Blocks) -> jax.Array:
+    """The inverse of `split`."""
+    a = blocks.axis
+    assert a is not None
+    whole = x.reshape(*x.shape[:a], blocks.count * blocks.size, *x.shape[a + 2 :])
+    return lax.slice_in_dim(whole, 0, blocks.shape[a], axis=a)
+
+
+def positions(shape: tuple[int, ...], strides: tuple[int, ...], start: jax.Array | int):
+    """int32 global position of each value of a view, wrapping around at 2**32."""
+    position = jnp.full(shape, start, jnp.int32)
+    for k, stride in enumerate(strides):
+        if stride and shape[k] > 1:
+            index = lax.broadcasted_iota(jnp.int32, shape, k)
+            position = position + index * wrap(stride)
+    return position
+
+
+def wrap(n: int) -> int:
+    """n modulo 2**32, as a signed 32-bit integer."""
+    return (n + 2**31) % 2**32 - 2**31
