@@ -10,4 +10,6 @@ from .names import adam32bit as adam32bit
 from .names import adamw8bit as adamw8bit
 from .names import adamw32bit as adamw32bit
 from .options import Options as Options
+from .report import MemoryReport as MemoryReport
+from .report import memory_report as memory_report
 from .state import State as State

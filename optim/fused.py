@@ -6,7 +6,6 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import optax
-
 from octavo import pallas_kernels as kernels
 from octavo.pallas_kernels import Leaf, Program, Rule, Scalars
 
@@ -38,7 +37,9 @@ class Transformation(optax.GradientTransformationExtraArgs):
       update: `update(grads, state, params) -> (updates, state)`, as in optax.
       step: `step(grads, state, params) -> (params, state)`: the same state, and the
         parameters written by the kernel itself. Inside `jax.jit` with the state and
-        parameters donated, nothing of a leaf's size is allocated.
+        parameters donated, nothing of a leaf's size is allocated. Let the jitted
+        function take params before state, the order in which they return: XLA pairs
+        donated arrays of equal type by order (it matters for 32-bit state).
     """
 
     step: Step
@@ -94,7 +95,9 @@ def fused(
             scalars = Scalars(jnp.asarray(rate, jnp.float32), chosen.scalars(t))
             program = Program(chosen, plan.formats, in_place)
             key = kernels.key(storage.seed, count, plan.path)
-            results.append(_step_leaf(storage.backend, program, plan, leaf, scalars, key))
+            results.append(
+                _step_leaf(storage.backend, program, plan, leaf, scalars, key)
+            )
 
         shown = p if in_place and p is not None else g
         out = shown.replaced([r.p if in_place else r.g for r in results])
@@ -163,7 +166,9 @@ def _leaf(
     )
     check_leaf(plan, codes, scales)
     gradient = jnp.asarray(g.leaves[i]) if plan.updated else g.leaves[i]
-    return Leaf(gradient, None if p is None else jnp.asarray(p.leaves[i]), codes, scales)
+    return Leaf(
+        gradient, None if p is None else jnp.asarray(p.leaves[i]), codes, scales
+    )
 
 
 def _step_leaf(

@@ -8,7 +8,6 @@ from typing import Any, TypeAlias, TypedDict, TypeVar
 
 import jax
 import jax.numpy as jnp
-
 from octavo.pallas_kernels import (
     BACKENDS,
     FORMATS,
@@ -139,7 +138,7 @@ class Storage:
         if not isinstance(state, Mapping) or set(state) != set(names):
             raise ValueError(
                 f"state={state!r}{_at(path)}: give one format, or one for each slot, "
-                f"like {({name: '8bit' for name in names})}"
+                f"like { (dict.fromkeys(names, '8bit')) }"
             )
         for name in state.values():
             if name not in FORMATS:

@@ -30,9 +30,7 @@ class Call:
         self._treedef = jax.tree.structure(leaf)
         numbered = jax.tree.unflatten(self._treedef, indices)
         replaced = (
-            numbered._replace(g=None)
-            if program.in_place
-            else numbered._replace(p=None)
+            numbered._replace(g=None) if program.in_place else numbered._replace(p=None)
         )
         self.written: list[int] = jax.tree.leaves(replaced)
         self._written_treedef = jax.tree.structure(replaced)

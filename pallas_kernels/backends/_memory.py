@@ -80,8 +80,12 @@ def tiling(blocks: Blocks, quantized: bool) -> Tiling:
     tile = [1] * len(shape)
     wanted = {lane: _TILE_LANES}
     for k in sorted((lane, sublane), key=lambda k: k == axis):
-        room = budget // (units[axis] if axis not in (None, k) and tile[axis] == 1 else 1)
-        tile[k] = _fit(shape[k], units[k], min(wanted.get(k, room), room), _block(axis, k, blocks))
+        room = budget // (
+            units[axis] if axis not in (None, k) and tile[axis] == 1 else 1
+        )
+        tile[k] = _fit(
+            shape[k], units[k], min(wanted.get(k, room), room), _block(axis, k, blocks)
+        )
         budget //= tile[k]
     if axis is not None and axis < sublane:
         tile[axis] = _fit(shape[axis], units[axis], budget, blocks.size)

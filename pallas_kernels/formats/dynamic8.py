@@ -89,4 +89,3 @@ class Dynamic8:
             value = jnp.maximum(value, centre * slope - offset)
         value = jnp.where(index == 0, 0.0, jnp.where(top, 1.0, sign * value))
         return value * scale
-

@@ -1,0 +1,115 @@
+"""The table from which rules, formats, backends and benchmarks are tested.
+
+A new optimizer is a row of `RULES`, a new format a row of `FORMATS`: every test and
+the benchmark then cover it.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from octavo import optim
+
+
+class RuleCase(NamedTuple):
+    """An optimizer, the optax one that it equals in 32 bits, and its formula."""
+
+    ours: Callable[..., optim.Transformation]
+    optax: Callable[..., optax.GradientTransformation]
+    kwargs: dict[str, Any]
+    numpy: Callable[..., Any]
+
+
+def adamw_float64(
+    p: np.ndarray,
+    grads: list[np.ndarray],
+    lr: float,
+    weight_decay: float = 0.0,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+) -> np.ndarray:
+    """arXiv 1412.6980, algorithm 1 as printed, and 1711.05101's decay, in float64."""
+    # The betas as float32 holds them: 1 - b2 differs by 1.3e-5 from 0.001 then.
+    b1, b2 = float(np.float32(b1)), float(np.float32(b2))
+    p, m, v = p.astype(np.float64), np.zeros(p.shape), np.zeros(p.shape)
+    for t, g in enumerate(grads, 1):
+        m = b1 * m + (1 - b1) * g
+        v = b2 * v + (1 - b2) * g.astype(np.float64) ** 2
+        m_hat, v_hat = m / (1 - b1**t), v / (1 - b2**t)
+        p = p - lr * (m_hat / (np.sqrt(v_hat) + eps) + weight_decay * p)
+    return p
+
+
+RULES: dict[str, RuleCase] = {
+    "adam": RuleCase(optim.adam, optax.adam, {}, adamw_float64),
+    "adam-b2": RuleCase(optim.adam, optax.adam, {"b1": 0.8, "b2": 0.95}, adamw_float64),
+    "adamw": RuleCase(
+        optim.adamw, optax.adamw, {"weight_decay": 0.1, "eps": 1e-6}, adamw_float64
+    ),
+}
+
+
+class FormatCase(NamedTuple):
+    """What the documentation promises of a slot's format.
+
+    Attributes:
+      worst: largest relative error of a value within the range, rounded to nearest.
+      range: smallest magnitude within that error, relative to the block's largest.
+      levels: (code, value relative to the scale) pairs, computed by hand.
+    """
+
+    worst: float
+    range: float
+    levels: dict[int, float]
+
+
+# name -> signed? -> promise
+FORMATS: dict[str, dict[bool, FormatCase]] = {
+    "32bit": {s: FormatCase(0.0, 1e-30, {}) for s in (True, False)},
+    "bf16": {s: FormatCase(2.0**-8, 1e-30, {}) for s in (True, False)},
+    "8bit": {
+        # log8: 8 codes per octave; the worst midpoint is between 1 and 1 + 1/8.
+        True: FormatCase(1 / 17, 2.0**-15, {127: 1.0, 126: 15 / 16, -119: -0.5, 0: 0}),
+        # root8: between k and k + 1 256ths, to the eighth; from k = 64 on.
+        False: FormatCase(0.0645, 0.25**8, {127: 1.0, -1: 0.5**8, -65: 0.25**8}),
+    },
+    "dynamic8": {
+        True: FormatCase(0.0663, 0.1, {-128: 1.0, -127: -0.99296875, 64: 0.10703125}),
+        False: FormatCase(0.0342, 0.1, {-1: 1.0, -2: 0.99648437, 127: 0.10351563}),
+    },
+}
+
+# A tail of half a block, a block that is the axis, blocks on every kind of axis.
+SHAPES: list[tuple[int, ...]] = [
+    (96, 40),
+    (80, 128),
+    (1000, 9),
+    (3, 64, 40),
+    (40, 3, 64),
+]
+
+# Leaves of real models, for the compilers.
+REAL_SHAPES: list[tuple[int, ...]] = [
+    (4096, 4096),
+    (50257, 768),
+    (12, 64, 768),
+    (768, 12, 64),
+    (3, 3, 64, 128),
+    (24, 1024, 4096),
+    (1000, 333),
+]
+
+
+def params_and_grads(
+    shape: tuple[int, ...], steps: int = 1, dtype: Any = jnp.float32, seed: int = 0
+) -> tuple[jax.Array, list[jax.Array]]:
+    """A leaf, and gradients whose scale differs from element to element."""
+    rng = np.random.default_rng(seed)
+    p = jnp.asarray(rng.normal(size=shape), dtype)
+    spread = np.exp(rng.normal(size=shape))
+    grads = [jnp.asarray(spread * rng.normal(size=shape), dtype) for _ in range(steps)]
+    return p, grads
