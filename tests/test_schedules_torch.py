@@ -16,15 +16,15 @@ def torch():
 
 
 def stepped(torch, make, base_lr: float, steps: int) -> list[float]:
-    """The learning rate before each step, from torch's recursion."""
+    """The learning rate before and after each step, from torch's recursion."""
     weight = torch.zeros(1, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.SGD([weight], lr=base_lr)
     scheduler = make(optimizer)
-    rates = []
-    for _ in range(steps + 1):
-        rates.append(float(optimizer.param_groups[0]["lr"]))
+    rates = [float(optimizer.param_groups[0]["lr"])]
+    for _ in range(steps):
         optimizer.step()
         scheduler.step()
+        rates.append(float(optimizer.param_groups[0]["lr"]))
     return rates
 
 
@@ -41,9 +41,7 @@ def test_equal_to_torch(torch, case: Case) -> None:
     def make(optimizer):
         return getattr(torch.optim.lr_scheduler, name)(optimizer, **kwargs)
 
-    # torch refuses to step past the end of one cycle.
-    steps = case.steps - 1 if name == "OneCycleLR" else case.steps
-    close(case.schedule, stepped(torch, make, base_lr, steps))
+    close(case.schedule, stepped(torch, make, base_lr, case.steps))
 
 
 def test_sequential_equal_to_torch(torch) -> None:
