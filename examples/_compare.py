@@ -1,0 +1,122 @@
+"""What `train_lm.py --compare` shows: a table of final losses and a picture."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")  # there may be no screen
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+COLORS = ("#1f77b4", "#d95f02")  # told apart by color-blind readers, too
+
+
+@dataclass
+class History:
+    """The losses of a run, one for each training step and one for each evaluation."""
+
+    state: str
+    seed: int
+    state_bytes: int = 0
+    parameters: int = 0
+    train: list[float] = field(default_factory=list)
+    held_out: list[tuple[int, float]] = field(default_factory=list)
+
+    @property
+    def final(self) -> float:
+        """Held-out loss at the end."""
+        return self.held_out[-1][1]
+
+
+def print_table(reference: Sequence[History], other: Sequence[History]) -> None:
+    """Final losses by seed and state, and whether the states differ more than seeds."""
+    names = reference[0].state, other[0].state
+    a = np.array([history.final for history in reference])
+    b = np.array([history.final for history in other])
+    print("\nfinal held-out loss, nats per byte")
+    print(f"{'seed':>6} {names[0]:>10} {names[1]:>10} {'difference':>12}")
+    for history, x, y in zip(reference, a, b, strict=True):
+        print(f"{history.seed:>6} {x:>10.4f} {y:>10.4f} {y - x:>+12.4f}")
+    difference = b.mean() - a.mean()
+    print(f"{'mean':>6} {a.mean():>10.4f} {b.mean():>10.4f} {difference:>+12.4f}")
+    if len(a) == 1:
+        print("One seed has no spread to compare with: try --seeds 0 1 2.")
+        return
+    spread, verdict = np.ptp(a), "smaller" if abs(difference) < np.ptp(a) else "LARGER"
+    print(
+        f"Spread of {names[0]} over {len(a)} seeds: {spread:.4f} (max - min), "
+        f"{a.std(ddof=1):.4f} (standard deviation).\n"
+        f"The difference of the means, {abs(difference):.4f}, is {verdict} than the "
+        f"spread (max - min)."
+    )
+
+
+def draw(
+    reference: Sequence[History],
+    other: Sequence[History],
+    unigram_entropy: float,
+    path: Path,
+) -> None:
+    """Both states' loss curves and the memory that each takes, as one PNG."""
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(11, 4.6), width_ratios=(3, 1), layout="constrained"
+    )
+    for histories, color in zip((reference, other), COLORS, strict=True):
+        _draw_losses(left, histories, color)
+    _label_losses(left, reference, unigram_entropy)
+    _draw_memory(right, (reference[0], other[0]))
+    seeds = len(reference)
+    figure.suptitle(
+        f"A transformer of {reference[0].parameters / 1e6:.2f}M parameters, trained "
+        f"with {reference[0].state} and with {other[0].state} optimizer state"
+        + (f" (lines: means of {seeds} seeds)" if seeds > 1 else "")
+    )
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def _draw_losses(ax: Axes, histories: Sequence[History], color: str) -> None:
+    name = histories[0].state
+    train = np.array([history.train for history in histories])
+    window = max(1, train.shape[1] // 40)
+    kernel = np.ones(window) / window
+    smooth = np.array([np.convolve(row, kernel, mode="valid") for row in train])
+    steps = np.arange(window, train.shape[1] + 1)
+    ax.plot(steps, smooth.mean(0), color=color, lw=1, alpha=0.6, label=f"{name}, train")
+    if len(histories) > 1:
+        ax.fill_between(steps, smooth.min(0), smooth.max(0), color=color, alpha=0.15)
+    held_out = np.array([history.held_out for history in histories])
+    at, losses = held_out[0, :, 0], held_out[:, :, 1]
+    label = f"{name}, held out: {losses[:, -1].mean():.3f} at the end"
+    marker = "o" if color == COLORS[0] else "x"
+    ax.plot(at, losses.mean(0), color=color, ls="--", marker=marker, ms=5, label=label)
+
+
+def _label_losses(ax: Axes, histories: Sequence[History], entropy: float) -> None:
+    window = max(1, len(histories[0].train) // 40)
+    ax.axhline(entropy, color="gray", ls=":", label=f"unigram entropy: {entropy:.3f}")
+    lowest = min(min(history.train) for history in histories)
+    ax.set_ylim(lowest - 0.1, entropy * 1.1)
+    ax.set_title(f"Loss (train: mean of {window} steps)")
+    ax.set_xlabel("step")
+    ax.set_ylabel("loss [nats per byte]")
+    ax.grid(alpha=0.3)
+    ax.legend()
+
+
+def _draw_memory(ax: Axes, histories: Sequence[History]) -> None:
+    sizes = [history.state_bytes / 1e6 for history in histories]
+    bars = ax.bar([history.state for history in histories], sizes, color=COLORS)
+    labels = [
+        f"{size:.2f} MB\n{history.state_bytes / history.parameters:.2f} B/param"
+        for size, history in zip(sizes, histories, strict=True)
+    ]
+    ax.bar_label(bars, labels, padding=3)
+    ax.set_ylim(0, max(sizes) * 1.2)
+    ax.set_title("Optimizer memory")
+    ax.set_ylabel("state [MB]")
+    ax.grid(axis="y", alpha=0.3)
+    ax.set_axisbelow(True)

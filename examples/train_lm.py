@@ -1,0 +1,326 @@
+"""Train a small language model with 8-bit optimizer state, on any machine.
+
+    python examples/train_lm.py
+    python examples/train_lm.py --compare --seeds 0 1 2
+
+A decoder-only transformer learns to predict the next byte of Python's standard library:
+text that every machine with Python has. Some of its files are held out.
+"""
+
+import argparse
+import inspect
+import math
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cache, partial
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from _compare import History, draw, print_table
+from _text import Text, batch_of, read_text
+from _transformer import Transformer
+from flax import linen as nn
+from octavo import optim
+from tqdm import tqdm
+
+# --------------------------------------------------------------------------- training
+
+
+@dataclass(frozen=True)
+class Config:
+    """What determines a run. Two runs with the same one end with the same bits."""
+
+    optimizer: str
+    state: str
+    steps: int
+    batch_size: int
+    seed: int
+    learning_rate: float
+    width: int
+    layers: int
+    heads: int
+    length: int
+
+
+@dataclass
+class Run:
+    """A run so far."""
+
+    config: Config
+    state: optim.TrainState
+    history: History
+
+    @property
+    def step(self) -> int:
+        """How many steps it took."""
+        return len(self.history.train)
+
+
+def optimizers() -> dict[str, Any]:
+    """Octavo's optimizers by name; the likes of adam8bit would overrule --state."""
+    named = {name: getattr(optim, name) for name in dir(optim)}
+    return {
+        name: f
+        for name, f in named.items()
+        if inspect.isfunction(f) and "learning_rate" in inspect.signature(f).parameters
+    }
+
+
+@cache  # one for all seeds, or else the step would be compiled for each of them
+def make_model_and_optimizer(config: Config) -> tuple[nn.Module, Any]:
+    """The model and its optimizer: warmup, cosine, and no decay of biases and norms."""
+    rate, steps = config.learning_rate, config.steps
+    warmup = max(1, steps // 20)
+    schedule = optax.warmup_cosine_decay_schedule(
+        rate / warmup, rate, warmup, max(steps, warmup + 1), rate / 20
+    )
+    matrices = partial(jax.tree.map, lambda p: p.ndim > 1)
+    wanted = {"b2": 0.99, "weight_decay": 0.1, "mask": matrices, "state": config.state}
+    make = optimizers()[config.optimizer]
+    known = inspect.signature(make).parameters
+    tx = make(schedule, **{k: v for k, v in wanted.items() if k in known})
+    return Transformer(config.width, config.layers, config.heads), tx
+
+
+def start(config: Config) -> Run:
+    """A run of no steps."""
+    model, tx = make_model_and_optimizer(replace(config, seed=0))
+    tokens = jnp.zeros((1, config.length), jnp.int32)
+    params = model.init(jax.random.key(config.seed), tokens)["params"]
+    state = optim.TrainState.create(apply_fn=model.apply, params=params, tx=tx)
+    # A Python int here would have the step compiled a second time, for an array.
+    state = state.replace(step=jnp.zeros((), jnp.int32))
+    history = History(
+        state=config.state,
+        seed=config.seed,
+        state_bytes=sum(x.nbytes for x in jax.tree.leaves(state.opt_state)),
+        parameters=sum(x.size for x in jax.tree.leaves(params)),
+    )
+    return Run(config, state, history)
+
+
+def loss_of(params: Any, apply: Callable[..., jax.Array], rows: jax.Array) -> jax.Array:
+    """Mean cross entropy of each byte given those before it, in nats."""
+    logits = apply({"params": params}, rows[:, :-1])
+    return optax.softmax_cross_entropy_with_integer_labels(logits, rows[:, 1:]).mean()
+
+
+@partial(jax.jit, donate_argnums=0)
+def train_step(
+    state: optim.TrainState, rows: jax.Array
+) -> tuple[optim.TrainState, jax.Array]:
+    """One step; the new state takes the place of the old one in memory."""
+    loss, grads = jax.value_and_grad(loss_of)(state.params, state.apply_fn, rows)
+    return state.apply_gradients(grads=grads), loss
+
+
+@jax.jit
+def evaluate_batch(state: optim.TrainState, rows: jax.Array) -> jax.Array:
+    """Loss of one batch of windows."""
+    return loss_of(state.params, state.apply_fn, rows)
+
+
+def evaluate(state: optim.TrainState, rows: np.ndarray) -> float:
+    """Mean loss of windows."""
+    batches = np.split(rows, len(rows) // 32)
+    return float(np.mean([evaluate_batch(state, batch) for batch in batches]))
+
+
+def save(checkpoints: ocp.CheckpointManager, run: Run) -> None:
+    """Write a checkpoint, unless this step has one."""
+    if checkpoints.latest_step() != run.step:
+        log = {"config": asdict(run.config), "history": asdict(run.history)}
+        state = ocp.args.StandardSave(run.state)
+        args = ocp.args.Composite(state=state, log=ocp.args.JsonSave(log))
+        checkpoints.save(run.step, args=args)
+
+
+def restore(checkpoints: ocp.CheckpointManager, fresh: Run) -> Run:
+    """The run of the latest checkpoint, or the fresh one if there is none."""
+    step = checkpoints.latest_step()
+    if step is None:
+        return fresh
+    args = ocp.args.Composite(log=ocp.args.JsonRestore())
+    log = checkpoints.restore(step, args=args)["log"]
+    if log["config"] != asdict(fresh.config):
+        sys.exit(
+            f"{checkpoints.directory} is of a run with other options: {log['config']}"
+        )
+    args = ocp.args.Composite(state=ocp.args.StandardRestore(fresh.state))
+    state = checkpoints.restore(step, args=args)["state"]
+    return Run(fresh.config, state, History(**log["history"]))
+
+
+def train(
+    config: Config, text: Text, options: argparse.Namespace, out: Path, stop: Event
+) -> Run:
+    """Train to the end or until `stop` is set, with a checkpoint in either case."""
+    # Donated arrays are overwritten by the next step, so saving may not lag behind it.
+    kept = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
+    with ocp.CheckpointManager(out.absolute(), options=kept) as checkpoints:
+        run = start(config)
+        if options.resume:
+            run = restore(checkpoints, run)
+        else:
+            for step in checkpoints.all_steps():
+                checkpoints.delete(step)
+        with tqdm(total=config.steps, initial=run.step, desc=config.state) as bar:
+            while run.step < config.steps and not stop.is_set():
+                advance(run, text, bar)
+                if run.step % options.eval_every == 0 or run.step == config.steps:
+                    loss = evaluate(run.state, text.held_out)
+                    run.history.held_out.append((run.step, loss))
+                    bar.write(f"step {run.step}: held-out loss {loss:.4f}")
+                if run.step % options.checkpoint_every == 0:
+                    save(checkpoints, run)
+        save(checkpoints, run)
+    return run
+
+
+def advance(run: Run, text: Text, bar: tqdm) -> None:
+    """One step of a run, shown in its progress bar."""
+    c = run.config
+    begin = time.perf_counter()
+    rows = batch_of(text, c.seed, run.step, c.batch_size, c.length)
+    run.state, loss = train_step(run.state, rows)
+    run.history.train.append(float(loss))  # waits for the step
+    seconds = time.perf_counter() - begin
+    bar.set_postfix_str(
+        f"loss {run.history.train[-1]:.3f}, {c.batch_size * c.length / seconds:,.0f} "
+        f"tokens/s, {1e3 * seconds:.0f} ms/step",
+        refresh=False,
+    )
+    bar.update()
+
+
+# ----------------------------------------------------------------------- command line
+
+
+def positive(kind: type) -> Callable[[str], Any]:
+    """A parser of positive numbers."""
+
+    def parse(text: str) -> Any:
+        value = kind(text)
+        if not 0 < value < math.inf:
+            raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+        return value
+
+    return parse
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The command line's options, with errors for what cannot be."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add, count = parser.add_argument, positive(int)
+    names = sorted(optimizers())
+    add("--optimizer", choices=names, default="adamw", help="one of octavo.optim's")
+    add("--state", default="8bit", help="its state: 8bit, dynamic8, bf16 or 32bit")
+    add("--learning-rate", type=positive(float), default=4e-3, help="after the warmup")
+    add("--steps", type=count, default=600)
+    add("--batch-size", type=count, default=16)
+    add("--length", type=count, default=128, help="of the texts in a batch, in bytes")
+    add("--width", type=count, default=128, help="of the model: a multiple of 2 heads")
+    add("--layers", type=count, default=4)
+    add("--heads", type=count, default=4)
+    add("--seed", type=int, default=0, help="of the parameters and of the batches")
+    add("--eval-every", type=count, default=100, metavar="STEPS")
+    add("--checkpoint-every", type=count, default=200, metavar="STEPS")
+    add(
+        "--out",
+        type=Path,
+        default=Path("out/train_lm"),
+        help="what is there is replaced",
+    )
+    add("--resume", action="store_true", help="go on from the checkpoint in --out")
+    add("--compare", action="store_true", help="train with 32bit, too, and draw both")
+    add("--seeds", type=int, nargs="+", help="of the runs to compare")
+    options = parser.parse_args(argv)
+    if options.width % (2 * options.heads):
+        parser.error("--width must be a multiple of 2 * heads")
+    if options.resume and not options.out.exists():
+        parser.error(f"--resume: there is no {options.out}")
+    if options.compare and options.state == "32bit":
+        parser.error("--compare compares --state with 32bit: give it another one")
+    if options.seeds and not options.compare:
+        parser.error("--seeds is for --compare; one run has one --seed")
+    try:
+        make_model_and_optimizer(config_of(options))
+    except ValueError as error:
+        parser.error(str(error))
+    return options
+
+
+def config_of(options: argparse.Namespace, **changes: Any) -> Config:
+    """The options that determine a run."""
+    chosen = {**vars(options), **changes}
+    return Config(**{field.name: chosen[field.name] for field in fields(Config)})
+
+
+def runs_of(options: argparse.Namespace) -> dict[Path, Config]:
+    """Where each run keeps its checkpoints, and its configuration."""
+    if not options.compare:
+        return {options.out: config_of(options)}
+    return {
+        options.out / f"{state}-seed{seed}": config_of(options, state=state, seed=seed)
+        for seed in options.seeds or [options.seed]
+        for state in ("32bit", options.state)
+    }
+
+
+def report(history: History, text: Text) -> None:
+    """What a run came to."""
+    for name, nats in (
+        ("held-out loss", history.final),
+        ("unigram entropy", text.unigram_entropy),
+    ):
+        print(f"{name:>16}: {nats:.4f} nats, {nats / math.log(2):.4f} bits per byte")
+    size, each = history.state_bytes, history.state_bytes / history.parameters
+    print(
+        f"{'optimizer state':>16}: {size / 1e6:.2f} MB, {each:.2f} bytes per parameter"
+    )
+
+
+def main(argv: list[str]) -> int:
+    """Train as the command line says; returns the exit code."""
+    options = parse(argv)
+    text = read_text(options.length)
+    stop = Event()
+
+    def interrupt(*_: Any) -> None:
+        stop.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second one ends it
+
+    signal.signal(signal.SIGINT, interrupt)
+    histories = []
+    for out, config in runs_of(options).items():
+        run = train(config, text, options, out, stop)
+        if run.step < config.steps:
+            again = [*argv, *([] if options.resume else ["--resume"])]
+            command = shlex.join([sys.executable, sys.argv[0], *again])
+            print(f"\nstopped at step {run.step}, saved in {out}; to go on:\n{command}")
+            return 130
+        print(f"{config.state} state, seed {config.seed}: done, saved in {out}")
+        report(run.history, text)
+        histories.append(run.history)
+    if options.compare:
+        reference, other = histories[::2], histories[1::2]
+        print_table(reference, other)
+        draw(reference, other, text.unigram_entropy, options.out / "compare.png")
+        print(f"drawn in {options.out / 'compare.png'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
