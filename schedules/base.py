@@ -124,7 +124,7 @@ ScheduleT = TypeVar("ScheduleT", bound=Schedule)
 
 def schedule_class(name: str) -> type[Schedule]:
     """The class called ``name``; ``ValueError`` with the known names otherwise."""
-    if name in REGISTRY:
+    if isinstance(name, str) and name in REGISTRY:
         return REGISTRY[name]
     raise ValueError(
         f"no schedule is called {name!r}; there are {', '.join(sorted(REGISTRY))}"

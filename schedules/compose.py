@@ -32,7 +32,7 @@ class SequentialLR(Schedule):
         schedules[n](t - m_n),   m_n = the last milestone <= t, 0 before the first
 
     Args:
-        schedules: at least one.
+        schedules: at least two.
         milestones: the step at which each but the first starts, from 1, increasing.
 
     Raises:
@@ -48,7 +48,7 @@ class SequentialLR(Schedule):
         [0.05, 0.1, 0.1, 0.01]
     """
 
-    schedules: Annotated[tuple[Schedule, ...], Row(_as_schedule)]
+    schedules: Annotated[tuple[Schedule, ...], Row(_as_schedule, least=2)]
     milestones: Milestones
 
     def check(self) -> None:

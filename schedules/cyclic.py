@@ -147,8 +147,9 @@ class OneCycleLR(Schedule):
             knots.append((2 * peak, start))
         knots.append((self.total_steps - 1.0, start / self.final_div_factor))
         phases = [(*times, *rates) for times, rates in map(_columns, pairwise(knots))]
-        # A peak before the second step leaves a phase without length.
-        return [phase for phase in phases if phase[1] > phase[0]] or phases[-1:]
+        # A peak at step 0, or at the last one, leaves a phase without length.
+        long = [phase for phase in phases if phase[1] > phase[0]]
+        return long or [(-1.0, 0.0, self.max_lr, self.max_lr)]
 
     def _part(
         self, count: jax.Array, begin: float, end: float, start: float, stop: float

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from octavo import schedules
+from octavo.schedules.base import REGISTRY
 from schedule_cases import (
     ALL_CASES,
     Case,
@@ -20,9 +22,6 @@ from schedule_cases import (
     restarts,
     wsd,
 )
-
-from octavo import schedules
-from octavo.schedules.base import REGISTRY
 
 LONG = 10_000_000
 cases = pytest.mark.parametrize("case", ALL_CASES, ids=lambda case: case.id[:80])
