@@ -22,7 +22,7 @@ class _AdamScalars(NamedTuple):
 
 
 def adam_rule(b1: Any, b2: Any, eps: Any) -> Rule:
-    """Adam (arXiv 1412.6980, algorithm 1), in the order of its section 2, last lines."""
+    """Adam (arXiv 1412.6980, algorithm 1), in the order of its section 2."""
     check_fraction(b1=b1, b2=b2)
     check_not_negative(eps=eps)
 

@@ -117,7 +117,7 @@ def fused(
             raise ValueError(_NO_PARAMS)
         return run(grads, state, params, in_place=True)
 
-    transformation = Transformation(init, update)
+    transformation = Transformation(init, update)  # pyright: ignore[reportArgumentType]
     transformation.step = step
     return transformation
 
@@ -200,7 +200,8 @@ def _replaced(
             pairs = zip((r.scales[k] for r in results), before.leaves, strict=True)
             after = [kept if new is None else new for new, kept in pairs]
             scales[scale_name(slot.name)] = before.replaced(after)
-    return State(optax.safe_increment(state.count), moments, scales, state.extra)
+    count = jnp.asarray(optax.safe_increment(state.count))
+    return State(count, moments, scales, state.extra)
 
 
 def _mask_leaves(mask: Any, params: Any, g: Leaves) -> list[bool]:

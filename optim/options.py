@@ -138,7 +138,7 @@ class Storage:
         if not isinstance(state, Mapping) or set(state) != set(names):
             raise ValueError(
                 f"state={state!r}{_at(path)}: give one format, or one for each slot, "
-                f"like { (dict.fromkeys(names, '8bit')) }"
+                f"like {(dict.fromkeys(names, '8bit'))}"
             )
         for name in state.values():
             if name not in FORMATS:
@@ -196,7 +196,7 @@ def _check_block_size(size: Any, path: str) -> None:
 def _check_int(name: str, value: Any) -> None:
     if isinstance(value, jax.Array):
         raise ValueError(
-            f"{name} must be a Python int, not an array. With optax.inject_hyperparams, "
+            f"{name} must be a Python int, not an array. With optax.inject_hyperparams "
             f"name it in static_args: inject_hyperparams(..., static_args={name!r})"
         )
     if not isinstance(value, int) or isinstance(value, bool):

@@ -28,7 +28,7 @@ class State(NamedTuple):
         loaded by mistake.
     """
 
-    count: jax.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     moments: dict[str, Any]
     scales: dict[str, Any]
     extra: dict[str, Any]

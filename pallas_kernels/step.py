@@ -98,9 +98,13 @@ def tile_step(
     if valid is not None:
         slots = tuple(jnp.where(valid, x, 0.0) for x in slots)
 
-    at = position() if any(f.unbiased for f in formats) else None
+    def noise(slot: int) -> jax.Array | float:
+        if not formats[slot].unbiased:
+            return 0.5
+        return rounding.uniform(key, slot, position())
+
     new = [
-        f.encode(x, axis, rounding.uniform(key, k, at) if f.unbiased else 0.5)
+        f.encode(x, axis, noise(k))
         for k, (f, x) in enumerate(zip(formats, slots, strict=True))
     ]
     keep = _finite(program, slots, [s for _, s in new], axis)
@@ -119,8 +123,10 @@ def tile_step(
             for (c, _), o, x in zip(new, old, leaf.codes, strict=True)
         ),
         scales=tuple(
-            None if s is None or o is None else jnp.where(keep, s, o).astype(x.dtype)
-            for (_, s), o, x in zip(new, old_scales, leaf.scales, strict=True)
+            None
+            if s is None or o is None
+            else jnp.where(keep, s, o).astype(jnp.bfloat16)
+            for (_, s), o in zip(new, old_scales, strict=True)
         ),
     )
 

@@ -44,8 +44,10 @@ def memory_order(shape: tuple[int, ...]) -> tuple[int, ...]:
     that short). Found by compiling 150 random shapes for v5e and v7x (JAX 0.10.2,
     libtpu 0.0.51); a wrong guess costs copies, nothing else.
 
-    >>> memory_order((4096, 4096)), memory_order((1000, 333)), memory_order((768, 12, 64))
-    ((0, 1), (1, 0), (1, 2, 0))
+    >>> memory_order((4096, 4096)), memory_order((1000, 333))
+    ((0, 1), (1, 0))
+    >>> memory_order((768, 12, 64))
+    (1, 2, 0)
     """
 
     def padded(sublane: int, lane: int) -> int:

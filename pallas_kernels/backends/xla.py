@@ -34,8 +34,10 @@ def leaf_step(
     split_strides = list(blocks.strides)
     split_strides.insert(blocks.axis, blocks.size * blocks.strides[blocks.axis])
     parts = Leaf(
-        *jax.tree.map(lambda x: split(x, blocks), (leaf.g, leaf.p, leaf.codes)),
-        jax.tree.map(lambda s: jnp.expand_dims(s, within), leaf.scales),
+        g=split(leaf.g, blocks),
+        p=None if leaf.p is None else split(leaf.p, blocks),
+        codes=tuple(split(c, blocks) for c in leaf.codes),
+        scales=jax.tree.map(lambda s: jnp.expand_dims(s, within), leaf.scales),
     )
     assert parts.g is not None
     shape = parts.g.shape
@@ -48,14 +50,17 @@ def leaf_step(
         position=lambda: positions(shape, tuple(split_strides), 0),
     )
     return Leaf(
-        *jax.tree.map(lambda x: merge(x, blocks), (out.g, out.p, out.codes)),
-        jax.tree.map(lambda s: jnp.squeeze(s, within), out.scales),
+        g=None if out.g is None else merge(out.g, blocks),
+        p=None if out.p is None else merge(out.p, blocks),
+        codes=tuple(merge(c, blocks) for c in out.codes),
+        scales=jax.tree.map(lambda s: jnp.squeeze(s, within), out.scales),
     )
 
 
 def _computed_in(leaf: Leaf) -> jax.typing.DTypeLike:
     """float32, or float64 for leaves that are."""
-    return jnp.result_type(jnp.float32, *(x.dtype for x in leaf[:2] if x is not None))
+    wide = any(x is not None and x.dtype == jnp.float64 for x in (leaf.g, leaf.p))
+    return jnp.float64 if wide else jnp.float32
 
 
 def _pair(x: jax.Array) -> jax.Array:

@@ -5,14 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-_LARGEST = np.finfo(np.float32).max
+_LARGEST = 2.0**126  # beyond it, the reciprocal of a scale is not a normal number
 _SMALLEST = np.finfo(np.float32).tiny
 
 
 def block_scale(magnitude: jax.Array, axis: int) -> jax.Array:
     """Largest of each block, rounded up to bf16: no value exceeds its scale.
 
-    Infinite where a value of the block is not finite, so that the caller can see it
+    Infinite where a value of the block is not finite or above 2**126, so that the caller can see it
     (a plain maximum ignores NaN on some backends). Zero for blocks whose largest is
     below the smallest normal number, which some devices flush to zero anyway.
     """

@@ -45,8 +45,9 @@ class Format(Protocol):
             nearest.
 
         Returns:
-          Codes of x's shape, int32 or float32, within `dtype`'s range; and float32 scales (bf16 values) of length 1 on `axis`,
-          infinite where a value of the block was not finite; or None.
+          Codes of x's shape, int32 or float32, within `dtype`'s range; and float32
+          scales (bf16 values) of length 1 on `axis`, infinite where a value of the
+          block was not finite, or None.
         """
         ...
 

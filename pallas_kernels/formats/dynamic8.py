@@ -85,7 +85,7 @@ class Dynamic8:
         centre = index.astype(jnp.float32) + (0.5 if self.signed else 1.5)
         value = jnp.zeros(codes.shape, jnp.float32)
         for e, n in enumerate(self._cells):
-            slope, offset = 0.9 * 10.0 ** (e - 6) / n, 0.8 * 10.0 ** (e - 6)
-            value = jnp.maximum(value, centre * slope - offset)
+            lowest, slope = 0.1 * 10.0 ** (e - 6), 0.9 * 10.0 ** (e - 6) / n
+            value = jnp.maximum(value, (centre - n) * slope + lowest)
         value = jnp.where(index == 0, 0.0, jnp.where(top, 1.0, sign * value))
         return value * scale

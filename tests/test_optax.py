@@ -1,0 +1,215 @@
+"""Octavo's optimizers are optax transformations, to the letter, and wrap like them."""
+
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from cases import RULES, params_and_grads
+
+from octavo import optim
+
+PARAMS = {
+    "dense": {"kernel": jnp.ones((64, 32)), "bias": jnp.zeros(32)},
+    "scale": jnp.ones(()),
+}
+GRADS = jax.tree.map(lambda p: jnp.full(p.shape, 0.1, p.dtype), PARAMS)
+
+all_rules = pytest.mark.parametrize("rule", RULES)
+sizes = pytest.mark.parametrize("size", [0, 4096], ids=["quantized", "default"])
+
+
+def make(rule: str, size: int = 0, **options: Any) -> optim.Transformation:
+    case = RULES[rule]
+    return case.ours(1e-2, **case.kwargs, min_quantized_size=size, **options)
+
+
+@pytest.fixture(autouse=True)
+def promotion() -> Any:
+    """optax's own wrappers rely on implicit promotion."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def wrapped(tx: Any) -> dict[str, Any]:
+    return {
+        "chain": optax.chain(optax.clip_by_global_norm(1.0), tx),
+        "named_chain": optax.named_chain(("clip", optax.clip(1.0)), ("octavo", tx)),
+        "masked": optax.masked(tx, {"dense": True, "scale": False}),
+        "partition": optax.partition(
+            {"a": tx, "b": optax.sgd(0.1), "none": tx},
+            {"dense": {"kernel": "a", "bias": "b"}, "scale": "b"},
+        ),
+        "multi_steps": optax.MultiSteps(tx, 2),
+        "apply_if_finite": optax.apply_if_finite(tx, 3),
+        "flatten": optax.flatten(tx),
+    }
+
+
+@all_rules
+@sizes
+@pytest.mark.parametrize("wrapper", list(wrapped(optax.identity())))
+def test_wrapped(wrapper: str, rule: str, size: int) -> None:
+    tx = wrapped(make(rule, size))[wrapper]
+    state = tx.init(PARAMS)
+    update = jax.jit(tx.update)
+    params = PARAMS
+    for _ in range(4):
+        updates, new = update(GRADS, state, params)
+        chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
+        params, state = optax.apply_updates(params, updates), new
+    assert not np.allclose(params["dense"]["kernel"], PARAMS["dense"]["kernel"])
+    assert np.isfinite(jax.tree.reduce(lambda a, b: a + b.sum(), params, 0.0))
+
+
+@all_rules
+def test_inject_hyperparams_gives_the_same_updates_and_codes(rule: str) -> None:
+    case = RULES[rule]
+    plain = case.ours(1e-2, **case.kwargs, min_quantized_size=0)
+    injected = optax.inject_hyperparams(case.ours, static_args="min_quantized_size")(
+        learning_rate=1e-2, **case.kwargs, min_quantized_size=0
+    )
+    a, b = plain.init(PARAMS), injected.init(PARAMS)
+    for _ in range(3):
+        mine, a = jax.jit(plain.update)(GRADS, a, PARAMS)
+        theirs, b = jax.jit(injected.update)(GRADS, b, PARAMS)
+        chex.assert_trees_all_close(mine, theirs, rtol=1e-6)
+    chex.assert_trees_all_close(a.moments, b.inner_state.moments)
+    assert set(b.hyperparams) >= {"learning_rate", "b1", "b2", "eps"}
+
+
+def test_inject_hyperparams_without_static_args_says_what_to_do() -> None:
+    tx = optax.inject_hyperparams(optim.adam)(1e-3, block_size=64)
+    with pytest.raises(ValueError, match=r"static_args='block_size'"):
+        tx.init(PARAMS)
+
+
+@all_rules
+def test_unknown_extra_arguments_are_ignored(rule: str) -> None:
+    tx = make(rule)
+    assert isinstance(tx, optax.GradientTransformationExtraArgs)
+    tx.update(GRADS, tx.init(PARAMS), PARAMS, value=1.0, unknown="yes")
+
+
+@all_rules
+@sizes
+def test_tree_map_params_and_tree_get(rule: str, size: int) -> None:
+    tx = make(rule, size)
+    state = tx.init(PARAMS)
+    mapped = optax.tree_map_params(tx, lambda x: x, state)
+    chex.assert_trees_all_equal(mapped, state)
+    specs = jax.tree.map(lambda p: f"spec{p.ndim}", PARAMS)
+    with_specs = optax.tree_map_params(
+        tx, lambda _, spec: spec, state, specs, transform_non_params=lambda _: "none"
+    )
+    assert with_specs.moments["mu"] == specs == with_specs.scales["nu_scale"]
+    assert with_specs.count == "none"
+    chex.assert_trees_all_equal(optax.tree.get(state, "mu"), state.moments["mu"])
+    assert optax.tree.get(state, "count") == 0
+
+
+@all_rules
+@pytest.mark.parametrize("params", [{}, {"a": None, "b": jnp.ones(3)}, (), 1.0])
+def test_odd_trees(rule: str, params: Any) -> None:
+    tx = make(rule)
+    updates, _ = tx.update(params, tx.init(params), params)
+    assert jax.tree.structure(updates) == jax.tree.structure(params)
+
+
+@all_rules
+def test_empty_and_0d_leaves(rule: str) -> None:
+    params = {"empty": jnp.zeros((0, 4)), "scalar": jnp.ones(())}
+    tx = make(rule)
+    updates, state = tx.update(params, tx.init(params), params)
+    chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
+    assert state.moments["mu"]["scalar"].dtype == jnp.float32
+
+
+@all_rules
+def test_init_of_shapes_alone(rule: str) -> None:
+    tx = make(rule)
+    shapes = jax.eval_shape(lambda: PARAMS)
+    expected = jax.eval_shape(tx.init, PARAMS)
+    chex.assert_trees_all_equal_shapes_and_dtypes(
+        jax.eval_shape(tx.init, shapes), expected
+    )
+    chex.assert_trees_all_equal_shapes_and_dtypes(tx.init(shapes), expected)
+
+
+@all_rules
+def test_scan_vmap_and_cond(rule: str) -> None:
+    tx = make(rule)
+    p, (g,) = params_and_grads((64, 32))
+
+    def body(carry: Any, _: Any) -> Any:
+        params, state = carry
+        updates, state = tx.update(g, state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    (scanned, _), _ = jax.lax.scan(body, (p, tx.init(p)), length=3)
+    stacked = jnp.stack([p, p])
+    states = jax.vmap(tx.init)(stacked)
+    step = jax.vmap(tx.step)
+    for _ in range(3):
+        stacked, states = step(jnp.stack([g, g]), states, stacked)
+    np.testing.assert_allclose(stacked[0], scanned, rtol=1e-5, atol=1e-6)
+
+    state = tx.init(p)
+    jax.lax.cond(jnp.array(True), lambda s: tx.update(g, s, p)[1], lambda s: s, state)
+
+
+@all_rules
+@sizes
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "complex64"])
+def test_updates_have_the_gradients_type_and_state_is_stable(
+    rule: str, size: int, dtype: str
+) -> None:
+    tx = make(rule, size)
+    params = {"w": jnp.ones((2, 3), dtype), "v": jnp.ones(5, dtype)}
+    state = tx.init(params)
+    updates, new = jax.jit(tx.update)(params, state, params)
+    chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
+    chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
+    stepped, new = jax.jit(tx.step)(params, state, params)
+    chex.assert_trees_all_equal_shapes_and_dtypes((stepped, new), (params, state))
+
+
+@all_rules
+def test_float64_leaves_are_computed_in_float64(rule: str) -> None:
+    with jax.enable_x64(True):
+        tx = make(rule)
+        params = {"a": jnp.full((8, 8), 1.0, "float64"), "b": jnp.ones(3, "float32")}
+        state = tx.init(params)
+        stepped, new = jax.jit(tx.step)(params, state, params)
+        chex.assert_trees_all_equal_shapes_and_dtypes((stepped, new), (params, state))
+
+
+@all_rules
+@pytest.mark.parametrize("size", [0, 4096])
+def test_converges(rule: str, size: int) -> None:
+    """A parabola and Rosenbrock's valley, as in optax's own tests."""
+    tx = make(rule, size)
+    target = jnp.asarray([[-1.0, 2.0], [0.5, 3.0]])
+    decay = RULES[rule].kwargs.get("weight_decay", 0.0)
+
+    def parabola(p: Any) -> Any:
+        return jnp.sum((p - target) ** 2)
+
+    def rosenbrock(p: Any) -> Any:
+        return jnp.sum(100 * (p[1] - p[0] ** 2) ** 2 + (1 - p[0]) ** 2)
+
+    for loss, goal in ((parabola, target), (rosenbrock, jnp.ones((2, 2)))):
+        if decay and loss is rosenbrock:
+            continue  # its minimum with decay is elsewhere
+
+        def body(carry: Any, _: Any, loss: Any = loss) -> Any:
+            params, state = carry
+            return tx.step(jax.grad(loss)(params), state, params), None
+
+        start = jnp.zeros((2, 2))
+        (p, _), _ = jax.lax.scan(body, (start, tx.init(start)), length=10_000)
+        # With decay the minimum of the parabola moves by at most decay's share.
+        np.testing.assert_allclose(p, goal, rtol=3e-2 + decay, atol=3e-2)
