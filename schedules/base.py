@@ -177,8 +177,8 @@ def as_count(step: jax.typing.ArrayLike) -> jax.Array:
     return jnp.asarray(steps, jnp.int32)
 
 
-# One compiled function per schedule and shape: a step taken outside jit then costs
-# one dispatch, and has the same roundings as any other step.
+# One compiled function per schedule and shape: outside jit, a step then costs one
+# dispatch and not one for each operation.
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def _evaluate(schedule: Schedule, count: jax.Array) -> jax.Array:
     return schedule.rate(count).astype(jnp.float32)

@@ -1,8 +1,4 @@
-"""Schedules beside their formulas in float64, written from the published ones.
-
-The formulas are the plain ones, as the documentation of torch, Hugging Face and the
-papers prints them, in Python numbers: nothing here knows how the library computes.
-"""
+"""Schedules beside the published formulas, and beside the classes of torch."""
 
 import bisect
 import math
@@ -11,6 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from octavo import schedules as s
+from schedule_formulas import (
+    cyclic,
+    half_cosine,
+    line,
+    one_cycle,
+    polynomial,
+    product,
+    restarts,
+    waves,
+    wsd,
+)
 
 Reference = Callable[[int], float]
 
@@ -28,70 +35,6 @@ class Case:
     @property
     def id(self) -> str:
         return repr(self.schedule).replace("=", "-")
-
-
-def line(start: float, end: float, part: float) -> float:
-    return start + (end - start) * min(max(part, 0.0), 1.0)
-
-
-def half_cosine(start: float, end: float, part: float) -> float:
-    return end + (start - end) * (1 + math.cos(math.pi * part)) / 2
-
-
-def polynomial(t, base, total, power=1.0, end=0.0, warmup=0, init=0.0):
-    if t < warmup:
-        return line(init, base, t / warmup)
-    length = total - warmup
-    return end + (base - end) * ((length - min(t - warmup, length)) / length) ** power
-
-
-def restarts(t, base, first, mult, bottom):
-    length = first
-    while t >= length:
-        t, length = t - length, length * mult
-    return half_cosine(base, bottom, t / length)
-
-
-def cyclic(t, base, top, up, down, scale):
-    cycle = math.floor(1 + t / (up + down))
-    x = 1 + t / (up + down) - cycle
-    share = up / (up + down)
-    height = x / share if x <= share else (x - 1) / (share - 1)
-    return base + (top - base) * height * scale(cycle, t)
-
-
-def one_cycle(
-    t, top, total, pct=0.3, how=half_cosine, div=25.0, final=1e4, three=False
-):
-    low, t = top / div, min(t, total - 1)
-    ends = [(pct * total - 1, low, top), (total - 1, top, low / final)]
-    if three:
-        back = (2 * pct * total - 2, top, low)
-        ends = [ends[0], back, (total - 1, low, low / final)]
-    begin = 0.0
-    for end, start, stop in ends:
-        if t <= end or end == total - 1:
-            return how(start, stop, (t - begin) / (end - begin))
-        begin = end
-    raise AssertionError
-
-
-def wsd(t, base, total, decay, warmup, shape, end=0.0):
-    if t < warmup:
-        return base * t / warmup
-    part = min(max(t - (total - decay), 0) / decay, 1.0)
-    return end + (base - end) * shape(part)
-
-
-def waves(t, base, total, warmup, cycles, end):
-    if t < warmup:
-        return base * t / warmup
-    part = min((t - warmup) / (total - warmup), 1.0)
-    return end + (base - end) * (1 + math.cos(2 * math.pi * cycles * part)) / 2
-
-
-def product(factors, t):
-    return math.prod(factors[: min(t, len(factors))])
 
 
 B = 0.05
