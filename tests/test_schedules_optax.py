@@ -162,9 +162,11 @@ def test_interrupted_and_resumed(make) -> None:
     chex.assert_trees_all_equal(straight, head + tail)
 
 
-def test_injected_as_hyperparameter() -> None:
+@pytest.mark.parametrize("make", [optim.adamw, optax.lion], ids=["ours", "optax"])
+def test_injected_as_hyperparameter(make) -> None:
+    chex.clear_trace_counter()
     params = _params()
-    tx = optax.inject_hyperparams(optax.lion)(learning_rate=SCHEDULE)
+    tx = optax.inject_hyperparams(make)(learning_rate=SCHEDULE)
     state = tx.init(params)
     chex.assert_type(state.hyperparams["learning_rate"], jnp.float32)
     step = jax.jit(chex.assert_max_traces(tx.update, n=1))
@@ -190,6 +192,21 @@ def test_injected_resumes_at_the_same_rates() -> None:
     head, state = rates(tx.init(params), 6)
     tail, _ = rates(jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), state), 8)
     assert straight == head + tail == [float(SCHEDULE(step)) for step in range(14)]
+
+
+def test_a_plateau_behind_a_scheduled_optimizer() -> None:
+    params = _params()
+    alone = optim.adamw(SCHEDULE)
+    plateau = schedules.ReduceLROnPlateau(0.1, patience=0)
+    tx = optax.chain(optim.adamw(SCHEDULE), plateau)
+    states = alone.init(params), tx.init(params)
+    step = jax.jit(lambda g, s, p, value: tx.update(g, s, p, value=value))
+    for factor in (1.0, 0.1, 0.01):
+        full, first = jax.jit(alone.update)(params, states[0], params)
+        scaled, second = step(params, states[1], params, jnp.float32(2.0))
+        states = first, second
+        expected = jax.tree.map(lambda leaf, factor=factor: factor * leaf, full)
+        chex.assert_trees_all_close(scaled, expected, rtol=1e-5)
 
 
 def test_inside_join_schedules_and_multi_steps() -> None:
