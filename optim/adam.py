@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Unpack
 import jax
 import jax.numpy as jnp
 import optax
+
 from octavo.pallas_kernels import Rule, Slot
 
 from .checks import check_fraction, check_not_negative

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import optax
+
 from octavo import pallas_kernels as kernels
 from octavo.pallas_kernels import Leaf, Program, Rule, Scalars
 

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias, TypedDict, TypeVar
 
 import jax
 import jax.numpy as jnp
+
 from octavo.pallas_kernels import (
     BACKENDS,
     FORMATS,
@@ -153,13 +154,6 @@ class Storage:
         shape, dtype = jnp.shape(leaf), jnp.result_type(leaf)
         size = self.block_size(path) if callable(self.block_size) else self.block_size
         axis = self.block_axis(path) if callable(self.block_axis) else self.block_axis
-        _check_block_size(size, path)
-        if axis is not None:
-            _check_int("block_axis", axis)
-            if shape and not -len(shape) <= axis < len(shape):
-                raise ValueError(
-                    f"block_axis={axis}{_at(path)} is not an axis of its shape {shape}"
-                )
         formats = self.formats(path, slots)
         floating = jnp.issubdtype(dtype, jnp.floating)
         updated = floating or jnp.issubdtype(dtype, jnp.complexfloating)
@@ -167,6 +161,13 @@ class Storage:
             formats = tuple(Float32() for _ in slots)
         elif math.prod(shape) < self.min_quantized_size:
             formats = tuple(Float32() if f.quantized else f for f in formats)
+        _check_block_size(size, path)
+        if axis is not None and not _is_axis(axis, shape):
+            if any(f.quantized for f in formats):
+                raise ValueError(
+                    f"block_axis={axis}{_at(path)} is not an axis of its shape {shape}"
+                )
+            axis = None  # biases and norms need not have the axis of the kernels
         return LeafPlan(path, dtype, formats, blocks_of(shape, size, axis), updated)
 
     def quantizes(self, slots: tuple[Slot, ...]) -> tuple[bool, ...]:
@@ -191,6 +192,11 @@ def _check_block_size(size: Any, path: str) -> None:
             f"block_size={size}{_at(path)} must be a positive multiple of 8, "
             "such as 32 or 128"
         )
+
+
+def _is_axis(axis: int, shape: tuple[int, ...]) -> bool:
+    _check_int("block_axis", axis)
+    return -len(shape) <= axis < len(shape)
 
 
 def _check_int(name: str, value: Any) -> None:

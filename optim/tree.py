@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
 from octavo.pallas_kernels import Slot
 
 from .options import LeafPlan

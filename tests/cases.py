@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+
 from octavo import optim
 
 
@@ -75,12 +76,21 @@ FORMATS: dict[str, dict[bool, FormatCase]] = {
     "bf16": {s: FormatCase(2.0**-8, 1e-30, 0.0, {}) for s in (True, False)},
     "8bit": {
         # log8: 8 codes per octave; the worst midpoint is between 1 and 1 + 1/8.
-        True: FormatCase(1 / 17, 2.0**-15, 1.25 * 2.0**-16, {127: 1.0, 126: 15 / 16, -119: -0.5, 0: 0}),
+        True: FormatCase(
+            1 / 17,
+            2.0**-15,
+            1.25 * 2.0**-16,
+            {127: 1.0, 126: 15 / 16, -119: -0.5, 0: 0},
+        ),
         # root8: between k and k + 1 256ths, to the eighth; from k = 64 on.
-        False: FormatCase(0.0645, 0.25**8, 2.0**-64, {127: 1.0, -1: 0.5**8, -65: 0.25**8}),
+        False: FormatCase(
+            0.0645, 0.25**8, 2.0**-64, {127: 1.0, -1: 0.5**8, -65: 0.25**8}
+        ),
     },
     "dynamic8": {
-        True: FormatCase(0.061645, 0.1, 5.5e-7, {-128: 1.0, -127: -0.99296875, 64: 0.10703125}),
+        True: FormatCase(
+            0.061645, 0.1, 5.5e-7, {-128: 1.0, -127: -0.99296875, 64: 0.10703125}
+        ),
         False: FormatCase(
             0.032847, 0.1, 3.25e-7, {-1: 1.0, -2: 0.996484375, 127: 0.103515625}
         ),

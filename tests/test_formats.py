@@ -3,10 +3,11 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import FORMATS
 
 from octavo.pallas_kernels import FORMATS as KERNEL_FORMATS
 from octavo.pallas_kernels import Format
+
+from cases import FORMATS
 
 CASES = [(name, signed) for name in FORMATS for signed in (True, False)]
 QUANTIZED = [(n, s) for n, s in CASES if KERNEL_FORMATS[n](s).quantized]

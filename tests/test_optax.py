@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import RULES, params_and_grads
 
 from octavo import optim
+
+from cases import RULES, params_and_grads
 
 PARAMS = {
     "dense": {"kernel": jnp.ones((64, 32)), "bias": jnp.zeros(32)},

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import FORMATS, RULES, SHAPES, params_and_grads
-from oracle import optax_run
 
 from octavo import optim
+
+from cases import FORMATS, RULES, SHAPES, params_and_grads
+from oracle import optax_run
 
 DTYPES = [jnp.float32, jnp.bfloat16]
 
@@ -54,7 +55,9 @@ def test_32bit_equals_the_paper_in_float64(rule: str) -> None:
     case = RULES[rule]
     p, grads = params_and_grads((96, 40), steps=50)
     ours, _ = run_step(case.ours(0.01, **case.kwargs, state="32bit"), p, grads)
-    exact = case.numpy(np.asarray(p), [np.asarray(g) for g in grads], 0.01, **case.kwargs)
+    exact = case.numpy(
+        np.asarray(p), [np.asarray(g) for g in grads], 0.01, **case.kwargs
+    )
     # 50 roundings of p (up to 4), and of updates (up to 0.03, some 10 operations each).
     np.testing.assert_allclose(ours, exact, rtol=0, atol=50 * (2.0**-22 + 3e-2 * 1e-6))
 
@@ -77,7 +80,9 @@ def test_step_equals_update_and_apply(
         assert (np.abs(stepped - updated) <= ulp).all()
     else:  # the update itself is rounded to bf16 on the way to apply_updates
         np.testing.assert_allclose(
-            stepped.astype(jnp.float32), updated.astype(jnp.float32), rtol=2.0**-6,
+            stepped.astype(jnp.float32),
+            updated.astype(jnp.float32),
+            rtol=2.0**-6,
             atol=1e-3,
         )
 

@@ -12,9 +12,9 @@ _SMALLEST = np.finfo(np.float32).tiny
 def block_scale(magnitude: jax.Array, axis: int) -> jax.Array:
     """Largest of each block, rounded up to bf16: no value exceeds its scale.
 
-    Infinite where a value of the block is not finite or above 2**126, so that the caller can see it
-    (a plain maximum ignores NaN on some backends). Zero for blocks whose largest is
-    below the smallest normal number, which some devices flush to zero anyway.
+    Infinite where a value of the block is not finite or above 2**126, so that the
+    caller can see it (a plain maximum ignores NaN on some backends). Zero for blocks
+    whose largest is below the smallest normal number: some devices flush those.
     """
     finite = jnp.where(magnitude <= _LARGEST, magnitude, jnp.inf)
     largest = jnp.max(finite, axis=axis, keepdims=True)

@@ -24,9 +24,9 @@ class Dynamic8:
     (which has no -1, and whose +1 wraps to -128); unsigned codes are its index
     (128..255 wrap to negative numbers).
 
-    Rounded to the nearest; worst relative error 6.6 % in the top decade (3.5 %
-    unsigned) and 12, 22, 36, 53, 69 % in those below. Signed values below half of 5.5e-7
-    of the scale flush to zero. Unsigned ones are clamped up to 3.25e-7, where
+    Rounded to the nearest; worst relative error 6.2 % in the top decade (3.3 %
+    unsigned), and about twice as much in each one below. Signed values below half of
+    5.5e-7 of the scale flush to zero. Unsigned ones are clamped up to 3.25e-7, where
     bitsandbytes stores zero and then divides by it. 1 byte, and 2 / block_size.
     """
 
