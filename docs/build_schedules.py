@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
+
 from octavo import schedules
 
 IMAGES = Path(__file__).parent / "img"

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from octavo import schedules as s
 from schedule_formulas import (
     cyclic,
     half_cosine,
@@ -18,6 +17,8 @@ from schedule_formulas import (
     waves,
     wsd,
 )
+
+from octavo import schedules as s
 
 Reference = Callable[[int], float]
 

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from octavo import schedules
-from octavo.schedules.base import REGISTRY
 from schedule_cases import ALL_CASES, Case, Reference
 from schedule_formulas import cyclic, half_cosine, polynomial, restarts, wsd
+
+from octavo import schedules
+from octavo.schedules.base import REGISTRY
 
 LONG = 10_000_000
 cases = pytest.mark.parametrize("case", ALL_CASES, ids=lambda case: case.id[:80])

@@ -11,6 +11,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+
 from octavo import schedules
 from octavo.schedules.__main__ import main
 from octavo.schedules.base import REGISTRY

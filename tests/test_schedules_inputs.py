@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from octavo import schedules as s
 
 NAN, INF = float("nan"), float("inf")

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+
 from octavo.schedules import PlateauState, ReduceLROnPlateau
 
 # Falls, stalls, rises, jumps and stalls again, through zero and with a NaN.

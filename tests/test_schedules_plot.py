@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import optax
 import pytest
+
 from octavo import schedules
 from octavo.schedules.__main__ import main
 
