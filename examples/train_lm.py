@@ -30,8 +30,9 @@ from _compare import History, draw, print_table
 from _text import Text, batch_of, read_text
 from _transformer import Transformer
 from flax import linen as nn
-from octavo import optim
 from tqdm import tqdm
+
+from octavo import optim
 
 # --------------------------------------------------------------------------- training
 
@@ -96,7 +97,7 @@ def start(config: Config) -> Run:
     """A run of no steps."""
     model, tx = make_model_and_optimizer(replace(config, seed=0))
     tokens = jnp.zeros((1, config.length), jnp.int32)
-    params = model.init(jax.random.key(config.seed), tokens)["params"]
+    params = jax.jit(model.init)(jax.random.key(config.seed), tokens)["params"]
     state = optim.TrainState.create(apply_fn=model.apply, params=params, tx=tx)
     # A Python int here would have the step compiled a second time, for an array.
     state = state.replace(step=jnp.zeros((), jnp.int32))
@@ -153,9 +154,7 @@ def restore(checkpoints: ocp.CheckpointManager, fresh: Run) -> Run:
     args = ocp.args.Composite(log=ocp.args.JsonRestore())
     log = checkpoints.restore(step, args=args)["log"]
     if log["config"] != asdict(fresh.config):
-        sys.exit(
-            f"{checkpoints.directory} is of a run with other options: {log['config']}"
-        )
+        sys.exit(f"{checkpoints.directory} has another run's options: {log['config']}")
     args = ocp.args.Composite(state=ocp.args.StandardRestore(fresh.state))
     state = checkpoints.restore(step, args=args)["state"]
     return Run(fresh.config, state, History(**log["history"]))
@@ -165,7 +164,7 @@ def train(
     config: Config, text: Text, options: argparse.Namespace, out: Path, stop: Event
 ) -> Run:
     """Train to the end or until `stop` is set, with a checkpoint in either case."""
-    # Donated arrays are overwritten by the next step, so saving may not lag behind it.
+    # The next step overwrites the state's memory, so saving may not lag behind it.
     kept = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
     with ocp.CheckpointManager(out.absolute(), options=kept) as checkpoints:
         run = start(config)
@@ -175,6 +174,7 @@ def train(
             for step in checkpoints.all_steps():
                 checkpoints.delete(step)
         with tqdm(total=config.steps, initial=run.step, desc=config.state) as bar:
+            bar.set_postfix_str("compiling")
             while run.step < config.steps and not stop.is_set():
                 advance(run, text, bar)
                 if run.step % options.eval_every == 0 or run.step == config.steps:
@@ -206,16 +206,25 @@ def advance(run: Run, text: Text, bar: tqdm) -> None:
 # ----------------------------------------------------------------------- command line
 
 
-def positive(kind: type) -> Callable[[str], Any]:
-    """A parser of positive numbers."""
+def count(text: str) -> int:
+    """A positive integer."""
+    if (value := int(text)) <= 0:
+        raise argparse.ArgumentTypeError(f"{text} is not positive")
+    return value
 
-    def parse(text: str) -> Any:
-        value = kind(text)
-        if not 0 < value < math.inf:
-            raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-        return value
 
-    return parse
+def seed(text: str) -> int:
+    """An integer that random generators take."""
+    if (value := int(text)) < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative")
+    return value
+
+
+def rate(text: str) -> float:
+    """A learning rate."""
+    if not 0 < (value := float(text)) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not positive and finite")
+    return value
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -223,29 +232,23 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add, count = parser.add_argument, positive(int)
-    names = sorted(optimizers())
+    add, names = parser.add_argument, sorted(optimizers())
     add("--optimizer", choices=names, default="adamw", help="one of octavo.optim's")
-    add("--state", default="8bit", help="its state: 8bit, dynamic8, bf16 or 32bit")
-    add("--learning-rate", type=positive(float), default=4e-3, help="after the warmup")
-    add("--steps", type=count, default=600)
-    add("--batch-size", type=count, default=16)
-    add("--length", type=count, default=128, help="of the texts in a batch, in bytes")
+    add("--state", default="8bit", help="8bit (default), dynamic8, bf16 or 32bit")
+    add("--learning-rate", type=rate, default=4e-3, help="its highest, after warmup")
+    add("--steps", type=count, default=1200)
+    add("--batch-size", type=count, default=8)
+    add("--length", type=count, default=128, help="of each text in a batch, in bytes")
     add("--width", type=count, default=128, help="of the model: a multiple of 2 heads")
-    add("--layers", type=count, default=4)
+    add("--layers", type=count, default=3)
     add("--heads", type=count, default=4)
-    add("--seed", type=int, default=0, help="of the parameters and of the batches")
-    add("--eval-every", type=count, default=100, metavar="STEPS")
-    add("--checkpoint-every", type=count, default=200, metavar="STEPS")
-    add(
-        "--out",
-        type=Path,
-        default=Path("out/train_lm"),
-        help="what is there is replaced",
-    )
-    add("--resume", action="store_true", help="go on from the checkpoint in --out")
+    add("--seed", type=seed, default=0, help="of the parameters and of the batches")
+    add("--eval-every", type=count, default=200, metavar="STEPS")
+    add("--checkpoint-every", type=count, default=400, metavar="STEPS")
+    add("--out", type=Path, default=Path("out/train_lm"), help="replaced, or resumed")
+    add("--resume", action="store_true", help="go on from the last checkpoint in --out")
     add("--compare", action="store_true", help="train with 32bit, too, and draw both")
-    add("--seeds", type=int, nargs="+", help="of the runs to compare")
+    add("--seeds", type=seed, nargs="+", help="of the runs to compare; default: --seed")
     options = parser.parse_args(argv)
     if options.width % (2 * options.heads):
         parser.error("--width must be a multiple of 2 * heads")
@@ -281,14 +284,13 @@ def runs_of(options: argparse.Namespace) -> dict[Path, Config]:
 
 def report(history: History, text: Text) -> None:
     """What a run came to."""
-    for name, nats in (
-        ("held-out loss", history.final),
-        ("unigram entropy", text.unigram_entropy),
-    ):
+    losses = {"held-out loss": history.final, "unigram entropy": text.unigram_entropy}
+    for name, nats in losses.items():
         print(f"{name:>16}: {nats:.4f} nats, {nats / math.log(2):.4f} bits per byte")
-    size, each = history.state_bytes, history.state_bytes / history.parameters
+    size = history.state_bytes
     print(
-        f"{'optimizer state':>16}: {size / 1e6:.2f} MB, {each:.2f} bytes per parameter"
+        f" optimizer state: {size / 1e6:.2f} MB for {history.parameters / 1e6:.2f}M "
+        f"parameters, {size / history.parameters:.2f} bytes each"
     )
 
 
