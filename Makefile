@@ -1,0 +1,45 @@
+# Everything runs in .venv, which is made here. Python 3.11 or newer is all it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+WORKERS ?= 2
+FOLDERS := optim pallas_kernels schedules
+
+.PHONY: train test lint docs bench clean
+
+train: $(VENV)/.examples
+	$(BIN)/python examples/train_lm.py $(ARGS)
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+lint: $(VENV)/.lint
+	mkdir -p build/types/octavo
+	for folder in $(FOLDERS); do ln -sfn ../../../$$folder build/types/octavo/$$folder; done
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/basedpyright --pythonpath $(BIN)/python $(FOLDERS)
+
+docs: $(VENV)/.docs
+	for program in docs/build_*.py; do $(BIN)/python $$program || exit 1; done
+
+bench: $(VENV)/.examples
+	$(BIN)/python benchmarks/step.py $(ARGS)
+
+clean:
+	rm -rf $(VENV) build out *.egg-info
+
+# One stamp for each set of extras: installed once, and again when pyproject changes.
+EXTRAS_examples := examples
+EXTRAS_test := test,aot
+EXTRAS_lint := test,lint
+EXTRAS_docs := docs
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Octavo needs Python 3.11 or newer; try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.%: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS_$*)]'
+	@touch $@
