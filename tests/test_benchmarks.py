@@ -1,0 +1,101 @@
+"""The benchmarks run, and their figures are those that a few lines of sums give.
+
+In processes of their own: optax's Adam promotes types implicitly, which the tests
+forbid in this one.
+"""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def run(tmp_path: Path, program: str, *options: str) -> tuple[str, Any]:
+    """What a benchmark prints, and the JSON that it writes."""
+    out = tmp_path / "out.json"
+    command = [sys.executable, str(BENCHMARKS / program), *options, "--json", str(out)]
+    env = os.environ | {"COLUMNS": "160"}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, json.loads(out.read_text())
+
+
+def check_finite(figures: Any) -> None:
+    """All numbers of a nested dict are finite and not negative."""
+    for value in figures.values():
+        if isinstance(value, dict):
+            check_finite(value)
+        else:
+            assert math.isfinite(value) and value >= 0
+
+
+@pytest.mark.parametrize(
+    ("dtype", "wide", "tree"), [("float32", 4, "tiny"), ("bfloat16", 2, "none")]
+)
+def test_step(tmp_path: Path, dtype: str, wide: int, tree: str) -> None:
+    options = f"--size 256 256 --tree {tree} --dtype {dtype} --repeats 2 --seconds 0"
+    shown, result = run(tmp_path, "step.py", *options.split(), "--state", "8bit")
+    assert set(result["versions"]) == {"jax", "jaxlib", "optax", "octavo"}
+    assert len(result["work"]) == (1 if tree == "none" else 2)
+    leaf = result["work"]["leaf of [256, 256]"]
+    rivals = ["8bit step", "8bit update", "optax adamw", "copy"]
+    for rows in result["work"].values():
+        check_finite(rows)
+        assert list(rows) == rivals
+        assert rows["optax adamw"]["time_over_optax"] == 1
+        assert rows["copy"]["percent_of_copy"] == pytest.approx(100)
+        for name, row in rows.items():
+            assert row["median_ms"] >= row["fastest_ms"] > 0
+            assert name in shown
+
+    # Blocks of 16 (256 rows in 16 blocks), each with a bf16 scale for m and one for v.
+    codes, scales = 2 * 1, 2 * 2 / 16
+    for name in ("8bit step", "8bit update"):
+        row = leaf[name]
+        assert row["state_bytes_per_parameter"] == pytest.approx(
+            codes + scales, abs=1e-3
+        )
+        assert row["bytes_per_parameter"] == pytest.approx(
+            wide + 2 * wide + 2 * (codes + scales), abs=1e-3
+        )
+    # optax keeps its moments in the parameters' own type.
+    assert leaf["optax adamw"]["bytes_per_parameter"] == pytest.approx(
+        wide + 2 * wide + 2 * 2 * wide, abs=1e-3
+    )
+    traffic = leaf["8bit step"]["bytes_per_parameter"] * 256 * 256
+    assert leaf["8bit step"]["bandwidth_gb_s"] == pytest.approx(
+        traffic / leaf["8bit step"]["median_ms"] / 1e6
+    )
+
+
+def test_step_counts_scales_only_where_codes_are_integers(tmp_path: Path) -> None:
+    """Leaves under 4096 values keep 32-bit moments, and scales that nothing reads."""
+    options = "--size 64 63 --tree none --repeats 1 --seconds 0 --state 8bit 32bit"
+    _, result = run(tmp_path, "step.py", *options.split())
+    (rows,) = result["work"].values()
+    assert rows["8bit step"]["bytes_per_parameter"] == pytest.approx(28, abs=0.01)
+    assert rows["32bit step"]["bytes_per_parameter"] == pytest.approx(28, abs=0.01)
+    unused = 2 * 2 / 4  # bf16, blocks of 4
+    assert rows["8bit step"]["state_bytes_per_parameter"] == pytest.approx(
+        8 + unused, abs=0.01
+    )
+
+
+def test_formats(tmp_path: Path) -> None:
+    shown, rows = run(tmp_path, "formats.py", "--quick")
+    check_finite(rows)
+    (row,) = rows.values()
+    assert "log8 / eighth root" in shown
+    assert 0.02 < row["error b2 .999"] < 0.2
+    assert 0.02 < row["error b2 .95"] < 0.2
+    assert row["drop"] == pytest.approx(1, abs=0.1)
+    assert row["1e-03"] == pytest.approx(1, abs=0.2)
+    # Below 1.8e-5 of the block's largest, m flushes to zero: the step is too small.
+    assert row["1e-06"] < 0.8
