@@ -72,39 +72,46 @@ def draw(
     figure.suptitle(
         f"A transformer of {reference[0].parameters / 1e6:.2f}M parameters, trained "
         f"with {reference[0].state} and with {other[0].state} optimizer state"
-        + (f" (lines: means of {seeds} seeds)" if seeds > 1 else "")
+        + (f"; means of {seeds} seeds" if seeds > 1 else "")
     )
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
 
 def _draw_losses(ax: Axes, histories: Sequence[History], color: str) -> None:
-    name = histories[0].state
-    train = np.array([history.train for history in histories])
-    window = max(1, train.shape[1] // 40)
-    kernel = np.ones(window) / window
-    smooth = np.array([np.convolve(row, kernel, mode="valid") for row in train])
-    steps = np.arange(window, train.shape[1] + 1)
-    ax.plot(steps, smooth.mean(0), color=color, lw=1, alpha=0.6, label=f"{name}, train")
-    if len(histories) > 1:
-        ax.fill_between(steps, smooth.min(0), smooth.max(0), color=color, alpha=0.15)
+    name, under = histories[0].state, color == COLORS[0]
+    train = np.array([smoothed(history) for history in histories])
+    steps = np.arange(train.shape[1]) + len(histories[0].train) - train.shape[1] + 1
+    # The curves may coincide: the first is broad and pale, to be seen under the second.
+    style = {"lw": 4, "alpha": 0.4} if under else {"lw": 1}
+    ax.plot(steps, train.mean(0), color=color, label=f"{name}, train", **style)
+    if under and len(histories) > 1:
+        label = f"{name}, train, range of seeds"
+        ends = train.min(0), train.max(0)
+        ax.fill_between(steps, *ends, color=color, alpha=0.15, lw=0, label=label)
+
     held_out = np.array([history.held_out for history in histories])
-    at, losses = held_out[0, :, 0], held_out[:, :, 1]
-    label = f"{name}, held out: {losses[:, -1].mean():.3f} at the end"
-    marker = "o" if color == COLORS[0] else "x"
-    ax.plot(at, losses.mean(0), color=color, ls="--", marker=marker, ms=5, label=label)
+    at, losses = held_out[0, :, 0], held_out[:, :, 1].mean(0)
+    label = f"{name}, held out: {losses[-1]:.3f} at the end"
+    marker = {"marker": "o", "ms": 9, "mfc": "none"} if under else {"marker": "x"}
+    ax.plot(at, losses, color=color, ls="none", mew=1.5, label=label, **marker)
+
+
+def smoothed(history: History) -> np.ndarray:
+    """Training losses, each the mean of a fortieth of the run."""
+    window = max(1, len(history.train) // 40)
+    return np.convolve(history.train, np.ones(window) / window, mode="valid")
 
 
 def _label_losses(ax: Axes, histories: Sequence[History], entropy: float) -> None:
-    window = max(1, len(histories[0].train) // 40)
     ax.axhline(entropy, color="gray", ls=":", label=f"unigram entropy: {entropy:.3f}")
-    lowest = min(min(history.train) for history in histories)
-    ax.set_ylim(lowest - 0.1, entropy * 1.1)
-    ax.set_title(f"Loss (train: mean of {window} steps)")
+    lowest = min(smoothed(history).min() for history in histories)
+    ax.set_ylim(lowest - 0.1, max(entropy, lowest) + 0.15)
+    ax.set_title(f"Loss (train: mean of {max(1, len(histories[0].train) // 40)} steps)")
     ax.set_xlabel("step")
     ax.set_ylabel("loss [nats per byte]")
     ax.grid(alpha=0.3)
-    ax.legend()
+    ax.legend(loc="upper right", bbox_to_anchor=(1, 0.88))
 
 
 def _draw_memory(ax: Axes, histories: Sequence[History]) -> None:
