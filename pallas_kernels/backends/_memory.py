@@ -77,26 +77,18 @@ def tiling(blocks: Blocks, quantized: bool) -> Tiling:
     if axis is not None:
         packed = SUBLANES if axis == sublane else units[axis]
         units[axis] = blocks.size * packed
-    # The blocked axis gets what the others leave, but at least one unit.
-    budget = _TILE_VALUES
-    tile = [1] * len(shape)
-    wanted = {lane: _TILE_LANES}
-    for k in sorted((lane, sublane), key=lambda k: k == axis):
-        room = budget // (
-            units[axis] if axis not in (None, k) and tile[axis] == 1 else 1
-        )
-        tile[k] = _fit(
-            shape[k], units[k], min(wanted.get(k, room), room), _block(axis, k, blocks)
-        )
-        budget //= tile[k]
-    if axis is not None and axis < sublane:
-        tile[axis] = _fit(shape[axis], units[axis], budget, blocks.size)
+    tile, room = [1] * len(shape), _TILE_VALUES
+    reserved = 1 if axis is None else units[axis]
+    for k in (lane, sublane):
+        if k != axis:
+            most = room // reserved
+            most = min(most, _TILE_LANES) if k == lane else most
+            tile[k] = _fit(shape[k], units[k], most, block=1)
+            room //= tile[k]
+    if axis is not None:
+        tile[axis] = _fit(shape[axis], units[axis], room, blocks.size)
     grid = tuple(-(-n // t) for n, t in zip(shape, tile, strict=True))
     return Tiling(order, axis, blocks.size, tuple(tile), grid)
-
-
-def _block(axis: int | None, k: int, blocks: Blocks) -> int:
-    return blocks.size if k == axis else 1
 
 
 def _fit(length: int, unit: int, room: int, block: int) -> int:

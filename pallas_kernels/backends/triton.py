@@ -18,9 +18,11 @@ from ..layout import Blocks
 from ..step import Leaf, Program, Scalars, tile_step
 from ._call import Call
 
-_TILE_VALUES = 4096  # 32 values a thread with 4 warps: no spilled registers on sm_90
-_TILE_INNER = 128
-_WARPS = 4
+# 8 values a thread: 116 registers on sm_90, so that two programs share a
+# multiprocessor and one loads while the other computes (16 values: 197 registers).
+_TILE_VALUES = 2048
+_TILE_INNER = 64
+_WARPS = 8
 
 
 class _Tiles(NamedTuple):
