@@ -115,11 +115,11 @@ def test_ctrl_c_saves_and_says_how_to_resume(
         while b"0/10" not in seen:
             seen += (byte := process.stderr.read(1))
             assert byte, seen
-        process.send_signal(signal.SIGINT)  # while the first step is being compiled
+        process.send_signal(signal.SIGINT)  # just before the first step, or during it
         stdout, stderr = (stream.decode() for stream in process.communicate(timeout=60))
     assert process.returncode == 130, stderr
     assert "Traceback" not in stderr
-    assert "stopped at step 1, saved in" in stdout
+    assert re.search("stopped at step [01], saved in", stdout)
     again = shlex.split(stdout.splitlines()[-1])
     assert again == [*line, "--resume"]
     run(again, environment)
