@@ -99,8 +99,6 @@ def start(config: Config) -> Run:
     tokens = jnp.zeros((1, config.length), jnp.int32)
     params = jax.jit(model.init)(jax.random.key(config.seed), tokens)["params"]
     state = optim.TrainState.create(apply_fn=model.apply, params=params, tx=tx)
-    # A Python int here would have the step compiled a second time, for an array.
-    state = state.replace(step=jnp.zeros((), jnp.int32))
     history = History(
         state=config.state,
         seed=config.seed,

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax.numpy as jnp
 import optax
 from flax.training import train_state
 
@@ -57,6 +58,12 @@ class TrainState(train_state.TrainState):
     >>> print(state.step, f"{state.params['w'][0]:.4f}")
     1 0.9000
     """
+
+    @classmethod
+    def create(cls, *, apply_fn: Any, params: Any, tx: Any, **kwargs: Any) -> Any:
+        """A fresh state. Its `step` is an array: a jitted step compiles only once."""
+        state = super().create(apply_fn=apply_fn, params=params, tx=tx, **kwargs)
+        return state.replace(step=jnp.zeros((), jnp.int32))
 
     def apply_gradients(self, *, grads: Any, **kwargs: Any) -> "TrainState":
         """A step: new `params`, `opt_state` and `step`, and what `kwargs` replaces."""

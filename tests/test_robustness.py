@@ -82,6 +82,18 @@ def test_nothing_recompiles() -> None:
         p, state = step(g, state, p)
 
 
+def test_a_train_state_compiles_once() -> None:
+    p, (g, *_) = params_and_grads((64, 128), steps=2)
+    state = optim.TrainState.create(apply_fn=None, params={"w": p}, tx=optim.adam(0.1))
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def step(state: Any) -> Any:
+        return state.apply_gradients(grads={"w": g})
+
+    assert step(step(state)).step == 2
+
+
 def test_a_changed_hyperparameter_does_not_recompile() -> None:
     @jax.jit
     @chex.assert_max_traces(n=1)

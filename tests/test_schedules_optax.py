@@ -87,7 +87,9 @@ PAIRS = [
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs"), PAIRS, ids=lambda value: repr(value)[:60].replace("=", "-")
+    ("ours", "theirs"),
+    PAIRS,
+    ids=[f"{type(ours).__name__}-{k}" for k, (ours, _) in enumerate(PAIRS)],
 )
 def test_equal_to_optax(ours: schedules.Schedule, theirs: optax.Schedule) -> None:
     steps = jnp.arange(STEPS, dtype=jnp.int32)
