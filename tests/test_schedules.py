@@ -182,7 +182,7 @@ LONG_CASES += [
 @pytest.mark.parametrize(
     ("schedule", "reference"),
     LONG_CASES,
-    ids=lambda value: repr(value)[:60].replace("=", "-"),
+    ids=[f"{type(ours).__name__}-{k}" for k, (ours, _) in enumerate(LONG_CASES)],
 )
 def test_f32_holds_at_step_ten_million(
     schedule: schedules.Schedule, reference: Reference
