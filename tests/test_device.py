@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import FORMATS, RULES, params_and_grads
 
 from octavo import optim
+
+from cases import FORMATS, RULES, params_and_grads
 
 KERNELS = {"gpu": "triton", "tpu": "tpu"}
 pytestmark = pytest.mark.skipif(
