@@ -197,9 +197,9 @@ def run(
     return lax.scan(step, (moments, zeros), jnp.arange(steps))[0]
 
 
-def scales(columns: int) -> tuple[jax.Array, jax.Array]:
+def scales(columns: int, key: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Standard deviations of the gradients, before and after the drop."""
-    spread = jnp.exp(jax.random.normal(jax.random.key(1), (BLOCK, columns)))
+    spread = jnp.exp(jax.random.normal(key, (BLOCK, columns)))
     row = jnp.arange(BLOCK)[:, None]
     dropped = jnp.where(row % 2 == 0, 0.1, 1.0) * spread
     large = jnp.ones((4, 1))
@@ -208,15 +208,24 @@ def scales(columns: int) -> tuple[jax.Array, jax.Array]:
     return jnp.hstack([spread, small]), jnp.hstack([dropped, small])
 
 
-def measure(
-    codecs: tuple[Codec, Codec], columns: int, settle: int, drop: int, window: int
-) -> dict[str, float]:
-    """One row of the table."""
-    before, after = scales(columns)
+class Sizes(NamedTuple):
+    """Of a simulation: blocks in each group, steps, and steps measured over."""
 
-    def phase(moments: Moments, steps: int, sigma: jax.Array, b2: float, seed: int):
-        for part, n in enumerate((steps - window, window)):
-            key = jax.random.fold_in(jax.random.key(seed), part)
+    columns: int
+    settle: int
+    drop: int
+    window: int
+    seed: int
+
+
+def measure(codecs: tuple[Codec, Codec], sizes: Sizes) -> dict[str, float]:
+    """One row of the table."""
+    columns = sizes.columns
+    keys = jax.random.split(jax.random.key(sizes.seed), 7)
+    before, after = scales(columns, keys[0])
+
+    def phase(moments: Moments, steps: int, sigma: jax.Array, b2: float, k: int):
+        for key, n in ((keys[k], steps - sizes.window), (keys[k + 1], sizes.window)):
             moments, squares = run(codecs, n, moments, sigma, jnp.float32(b2), key)
         return moments, squares
 
@@ -225,9 +234,9 @@ def measure(
 
     fresh = Moments(*(jnp.zeros(before.shape) for _ in Moments._fields))
     spread = slice(None, columns)
-    _, short = phase(fresh, settle, before, _SHORT_B2, 2)
-    moments, first = phase(fresh, settle, before, _B2, 3)
-    _, last = phase(moments, drop, after, _B2, 4)
+    _, short = phase(fresh, sizes.settle, before, _SHORT_B2, 1)
+    moments, first = phase(fresh, sizes.settle, before, _B2, 3)
+    _, last = phase(moments, sizes.drop, after, _B2, 5)
     rounded, exact = last.rounded, last.exact
     small = {
         f"{fraction:.0e}": rms(rounded[rows, columns:], exact[rows, columns:])
@@ -256,10 +265,11 @@ def show(rows: dict[str, dict[str, float]]) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Compute the table and print it."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--columns", type=int, default=64, help="blocks in each group")
+    parser.add_argument("--columns", type=int, default=256, help="blocks in each group")
     parser.add_argument("--settle", type=int, default=4000, help="steps at first")
     parser.add_argument("--drop", type=int, default=6000, help="steps after the drop")
     parser.add_argument("--window", type=int, default=500, help="steps measured over")
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="few steps: a smoke test")
     parser.add_argument("--json", type=Path, help="also write the numbers here")
     args = parser.parse_args(argv)
@@ -267,8 +277,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.quick:
         args.columns, args.settle, args.drop, args.window = 8, 40, 40, 20
         names = ["log8 / eighth root (8bit)"]
-    sizes = (args.columns, args.settle, args.drop, args.window)
-    rows = {name: measure(CANDIDATES[name], *sizes) for name in names}
+    sizes = Sizes(args.columns, args.settle, args.drop, args.window, args.seed)
+    rows = {name: measure(CANDIDATES[name], sizes) for name in names}
     show(rows)
     if args.json:
         args.json.write_text(json.dumps(rows, indent=2))

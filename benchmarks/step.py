@@ -224,7 +224,7 @@ def parse(argv: Sequence[str] | None, device: jax.Device) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Time what the command line asks for."""
     device, console = jax.devices()[0], Console()
-    console.width = max(console.width, 110)
+    console.width = max(console.width, 120)
     args = parse(argv, device)
     packages = ("jax", "jaxlib", "optax", "octavo")
     versions = {name: metadata.version(name) for name in packages}
