@@ -1,6 +1,7 @@
 """The kernels compute what XLA computes: in both interpreters, on every format."""
 
 import functools
+import warnings
 from types import ModuleType
 from typing import Any
 
@@ -11,10 +12,11 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
+from octavo import optim
 from octavo.optim.adam import adam_rule
 from octavo.optim.decay import decayed
 from octavo.pallas_kernels import FORMATS as KERNEL_FORMATS
-from octavo.pallas_kernels import Leaf, Program, Scalars, blocks_of, key
+from octavo.pallas_kernels import Leaf, Program, Scalars, backends, blocks_of, key
 from octavo.pallas_kernels.backends import tpu, triton, xla
 
 from cases import FORMATS, SHAPES, params_and_grads
@@ -113,3 +115,44 @@ def test_partial_tiles_and_several_grid_steps(monkeypatch: pytest.MonkeyPatch) -
         got = run(kernel, program, blocks, p, grads)
         expected = run(xla.leaf_step, program, blocks, p, grads)
         expect_equal_up_to_contraction(got, expected)
+
+
+@pytest.mark.parametrize(
+    ("platform", "devices", "state", "expected"),
+    [
+        ("cpu", 1, "8bit", "xla"),
+        ("tpu", 1, "8bit", "tpu"),
+        ("gpu", 1, "8bit", "triton"),
+        ("gpu", 1, "32bit", "xla"),  # XLA fuses an unquantized step just as well
+        ("gpu", 8, "8bit", "xla"),  # a kernel cannot be partitioned automatically
+    ],
+)
+def test_the_best_backend(
+    platform: str,
+    devices: int,
+    state: str,
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
+    monkeypatch.setattr(backends, "_warned", set())
+    formats = tuple(KERNEL_FORMATS[state](s.signed) for s in RULE.slots)
+    program = Program(RULE, formats, in_place=True)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert [backends.choose(program) for _ in range(2)] == [expected] * 2
+    told = [str(w.message) for w in caught]
+    if devices > 1:
+        assert len(told) == 1 and "pass backend='triton'" in told[0]
+    else:
+        assert not told
+
+
+def test_leaves_that_no_kernel_takes_go_to_xla() -> None:
+    """1-D on TPU, odd blocks on GPU, any type wider than 32 bits."""
+    for backend, shape, size in (("tpu", (8192,), 32), ("triton", (240, 64), 24)):
+        tx = optim.adam(0.1, backend=backend, min_quantized_size=0, block_size=size)
+        p, (g,) = params_and_grads(shape)
+        p, state = tx.step(g, tx.init(p), p)
+        assert state.moments["mu"].dtype == jnp.int8
