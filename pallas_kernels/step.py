@@ -107,7 +107,7 @@ def tile_step(
         f.encode(x, axis, noise(k))
         for k, (f, x) in enumerate(zip(formats, slots, strict=True))
     ]
-    keep = _finite(program, slots, [s for _, s in new], axis)
+    keep = _finite(program, g, [s for _, s in new], axis)
     # Adding -0.0 leaves every number as it is, +0.0 included.
     delta = jnp.where(keep, -scalars.learning_rate * u, -0.0)
     if program.in_place:
@@ -138,18 +138,20 @@ def _widen(codes: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
 
 
 def _finite(
-    program: Program,
-    slots: tuple[jax.Array, ...],
-    scales: list[jax.Array | None],
-    axis: int,
+    program: Program, g: jax.Array, scales: list[jax.Array | None], axis: int
 ) -> jax.Array:
-    """Which blocks (which values, if nothing is quantized) have finite new moments."""
+    """Which blocks (which values, if nothing is quantized) have finite new moments.
+
+    `block_scale` has made the scale infinite where a value of a block is not finite.
+    Without a scale it is the gradient that tells, and its square, which second
+    moments take: asking the moments would tie the loops of XLA's CPU together.
+    """
     finite = None
-    for x, scale in zip(slots, scales, strict=True):
+    for scale in scales:
         if scale is not None:
-            ok = scale < jnp.inf  # `block_scale` has made it infinite if a value is not
+            ok = scale < jnp.inf
         else:
-            ok = jnp.abs(x) < jnp.inf
+            ok = g * g < jnp.inf
             if program.quantized:  # blocks are kept whole
                 bad = jnp.where(ok, 0.0, 1.0)
                 ok = jnp.max(bad, axis=axis, keepdims=True) == 0.0
