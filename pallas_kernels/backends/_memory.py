@@ -8,7 +8,7 @@ from ..layout import Blocks
 LANES, SUBLANES = 128, 8
 _PACKED_SUBLANES = 32  # of an int8 tile
 _TILE_LANES = 512
-_TILE_VALUES = 1 << 16
+_TILE_VALUES = 1 << 17
 
 
 @dataclass(frozen=True)
