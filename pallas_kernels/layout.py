@@ -103,13 +103,16 @@ def merge(x: jax.Array, blocks: Blocks) -> jax.Array:
     return lax.slice_in_dim(whole, 0, blocks.shape[a], axis=a)
 
 
-def positions(shape: tuple[int, ...], strides: tuple[int, ...], start: jax.Array | int):
+def positions(
+    shape: tuple[int, ...], strides: tuple[int, ...], start: jax.Array | int
+) -> jax.Array:
     """int32 global position of each value of a view, wrapping around at 2**32."""
-    position = jnp.full(shape, start, jnp.int32)
-    for k, stride in enumerate(strides):
-        if stride and shape[k] > 1:
-            index = lax.broadcasted_iota(jnp.int32, shape, k)
-            position = position + index * wrap(stride)
+    # Innermost axes first: only the last of the sums is of the view's full size.
+    position = jnp.full((1,) * len(shape), start, jnp.int32)
+    for k in reversed(range(len(shape))):
+        along = (*(1,) * k, shape[k], *(1,) * (len(shape) - k - 1))
+        index = lax.broadcasted_iota(jnp.int32, along, k)
+        position = position + index * wrap(strides[k])
     return position
 
 
