@@ -1,6 +1,7 @@
 """From a rule and options to an optax transformation with a fused step."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jax
@@ -64,63 +65,95 @@ def fused(
       mask: tree of bools, or function of the parameters that returns one: which leaves
         take the rule with decay, and which without. None: all with.
     """
-    slots = tuple(rule.slots)
-    storage = Storage.of(options, slots)
+    storage = Storage.of(options, tuple(rule.slots))
     decayed = rule if decay is None else decay(rule)
+    optimizer = _Optimizer(rule, decayed, learning_rate, storage, mask)
+    transformation = Transformation(
+        optimizer.init,
+        optimizer.update,  # pyright: ignore[reportArgumentType]
+    )
+    transformation.step = optimizer.step
+    return transformation
 
-    def init(params: Any) -> State:
-        return _init(storage, rule, params)
 
-    fresh = init({})
+@dataclass(frozen=True, eq=False)
+class _Optimizer:
+    """What the functions of a transformation share."""
 
-    def run(grads: Any, state: State, params: Any, in_place: bool) -> Any:
-        if params is None and decayed.needs_params:
-            raise ValueError(_NO_PARAMS)
-        g = Leaves.of(grads)
-        p = None if params is None else Leaves.of(params)
-        old = flatten_state(state, slots, fresh)
-        check_gradients(g, p, old.codes[0])
-        plans = [
-            storage.plan(path, leaf, slots)
-            for path, leaf in zip(g.paths, (p or g).leaves, strict=True)
-        ]
-        decays = _mask_leaves(mask, params, g)
-        leaves = [_leaf(plan, i, g, p, old) for i, plan in enumerate(plans)]
+    rule: Rule
+    decayed: Rule
+    learning_rate: optax.ScalarOrSchedule
+    storage: Storage
+    mask: Any
 
-        count = state.count
-        rate = learning_rate(count) if callable(learning_rate) else learning_rate
-        t = (count + 1).astype(jnp.float32)
-        results = []
-        for plan, leaf, with_decay in zip(plans, leaves, decays, strict=True):
-            chosen = decayed if with_decay else rule
-            scalars = Scalars(jnp.asarray(rate, jnp.float32), chosen.scalars(t))
-            program = Program(chosen, plan.formats, in_place)
-            key = kernels.key(storage.seed, count, plan.path)
-            results.append(
-                _step_leaf(storage.backend, program, plan, leaf, scalars, key)
-            )
-
-        shown = p if in_place and p is not None else g
-        out = shown.replaced([r.p if in_place else r.g for r in results])
-        return out, _replaced(state, slots, old, results)
+    def init(self, params: Any) -> State:
+        return _init(self.storage, self.rule, params)
 
     def update(
-        updates: Any, state: State, params: Any = None, **extra_args: Any
+        self, updates: Any, state: State, params: Any = None, **extra_args: Any
     ) -> tuple[Any, State]:
         del extra_args
-        return run(updates, state, params, in_place=False)
+        if params is None and self.decayed.needs_params:
+            raise ValueError(_NO_PARAMS)
+        return self._run(updates, state, params, in_place=False)
 
     def step(
-        grads: Any, state: State, params: Any, **extra_args: Any
+        self, grads: Any, state: State, params: Any, **extra_args: Any
     ) -> tuple[Any, State]:
         del extra_args
         if params is None:
             raise ValueError(_NO_PARAMS)
-        return run(grads, state, params, in_place=True)
+        return self._run(grads, state, params, in_place=True)
 
-    transformation = Transformation(init, update)  # pyright: ignore[reportArgumentType]
-    transformation.step = step
-    return transformation
+    def _run(
+        self, grads: Any, state: State, params: Any, in_place: bool
+    ) -> tuple[Any, State]:
+        slots = tuple(self.rule.slots)
+        g = Leaves.of(grads)
+        p = None if params is None else Leaves.of(params)
+        old = flatten_state(state, slots, self.init({}))
+        check_gradients(g, p, old.codes[0])
+        typed = (p or g).leaves
+        plans = [
+            self.storage.plan(path, leaf, slots)
+            for path, leaf in zip(g.paths, typed, strict=True)
+        ]
+        leaves = [_leaf(plan, i, g, p, old) for i, plan in enumerate(plans)]
+        scalars = self._scalars(state.count)
+        results = []
+        for plan, leaf, decays in zip(
+            plans, leaves, _mask_leaves(self.mask, params, g), strict=True
+        ):
+            rule = self.decayed if decays else self.rule
+            program = Program(rule, plan.formats, in_place)
+            key = kernels.key(self.storage.seed, state.count, plan.path)
+            results.append(self._step_leaf(program, plan, leaf, scalars[decays], key))
+        shown = p if in_place and p is not None else g
+        out = shown.replaced([r.p if in_place else r.g for r in results])
+        return out, _replaced(state, slots, old, results)
+
+    def _scalars(self, count: jax.Array) -> dict[bool, Scalars]:
+        """What a leaf with decay (True) and one without take as operands."""
+        rate = self.learning_rate
+        rate = jnp.asarray(rate(count) if callable(rate) else rate, jnp.float32)
+        t = (count + 1).astype(jnp.float32)
+        rules = {True: self.decayed, False: self.rule}
+        return {
+            decays: Scalars(rate, rule.scalars(t)) for decays, rule in rules.items()
+        }
+
+    def _step_leaf(
+        self,
+        program: Program,
+        plan: LeafPlan,
+        leaf: Leaf,
+        scalars: Scalars,
+        key: jax.Array,
+    ) -> Leaf:
+        if not plan.updated or 0 in plan.blocks.shape:
+            return leaf._replace(g=_zeros_like(leaf.g))  # integers and empty leaves
+        backend = self.storage.backend
+        return kernels.leaf_step(backend, program, plan.blocks, leaf, scalars, key)
 
 
 _NO_PARAMS = (
@@ -170,19 +203,6 @@ def _leaf(
     return Leaf(
         gradient, None if p is None else jnp.asarray(p.leaves[i]), codes, scales
     )
-
-
-def _step_leaf(
-    backend: str | None,
-    program: Program,
-    plan: LeafPlan,
-    leaf: Leaf,
-    scalars: Scalars,
-    key: jax.Array,
-) -> Leaf:
-    if not plan.updated or 0 in plan.blocks.shape:
-        return leaf._replace(g=_zeros_like(leaf.g))  # integers and empty leaves stay
-    return kernels.leaf_step(backend, program, plan.blocks, leaf, scalars, key)
 
 
 def _zeros_like(g: Any) -> Any:
