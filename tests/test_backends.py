@@ -150,8 +150,13 @@ def test_the_best_backend(
 
 
 def test_leaves_that_no_kernel_takes_go_to_xla() -> None:
-    """1-D on TPU, odd blocks on GPU, any type wider than 32 bits."""
-    for backend, shape, size in (("tpu", (8192,), 32), ("triton", (240, 64), 24)):
+    """1-D on TPU, odd blocks on GPU, blocks along an axis of length 1 on both."""
+    for backend, shape, size in (
+        ("tpu", (8192,), 32),
+        ("triton", (240, 64), 24),
+        ("tpu", (1, 8192), 32),
+        ("triton", (1, 8192), 32),
+    ):
         tx = optim.adam(0.1, backend=backend, min_quantized_size=0, block_size=size)
         p, (g,) = params_and_grads(shape)
         p, state = tx.step(g, tx.init(p), p)

@@ -25,6 +25,9 @@ class Call:
         for x in (leaf.g, leaf.p):
             if x is not None and jnp.dtype(x.dtype) not in _DTYPES:
                 raise NotImplementedError(f"no kernel computes on {x.dtype}")
+        if any(s is not None and s.shape == leaf.g.shape for s in leaf.scales):
+            # The blocked axis has length 1. Kernels tell scales from codes by shape.
+            raise NotImplementedError("blocks of one value are left to XLA")
         indices = list(range(len(jax.tree.leaves(leaf))))
         self.arrays: list[jax.Array] = jax.tree.leaves(leaf)
         self._treedef = jax.tree.structure(leaf)

@@ -51,7 +51,7 @@ def leaf_step(
     def kernel(*refs: Any) -> None:
         numbers, key, inputs, outputs = call.unpack(refs)
         data = _dimensions(tiles, tiles.tile)
-        loaded = [_widen(_canonical(tiles, ref[...])) for ref in inputs]
+        loaded = [_canonical(tiles, ref[...]) for ref in inputs]
         out = tile_step(
             program,
             call.leaf(loaded),
