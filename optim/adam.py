@@ -1,16 +1,14 @@
 """Adam and AdamW."""
 
-from functools import partial
 from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from octavo.pallas_kernels import Rule, Slot
+from octavo.pallas_kernels import Decay, Rule, Slot
 
 from .checks import check_fraction, check_not_negative
-from .decay import decayed
 from .fused import Transformation, fused
 from .options import Options, with_options
 
@@ -18,22 +16,39 @@ from .options import Options, with_options
 class _AdamScalars(NamedTuple):
     b1: jax.Array
     b2: jax.Array
+    weight: jax.Array
     correction: jax.Array
     eps: jax.Array
 
 
-def adam_rule(b1: Any, b2: Any, eps: Any) -> Rule:
-    """Adam (arXiv 1412.6980, algorithm 1), in the order of its section 2."""
+def adam_rule(
+    b1: Any,
+    b2: Any,
+    eps: Any,
+    decay: Decay | None = None,
+    *,
+    bias_correction: bool = True,
+    grad_averaging: bool = True,
+) -> Rule:
+    """Adam (arXiv 1412.6980, algorithm 1), in the order of its section 2.
+
+    Without `grad_averaging`, gradients enter the first moment with weight 1.
+    """
     check_fraction(b1=b1, b2=b2)
     check_not_negative(eps=eps)
 
-    def scalars(t: jax.Array) -> _AdamScalars:
+    def scalars(t: jax.Array, learning_rate: jax.Array) -> _AdamScalars:
+        del learning_rate
         beta1, beta2 = jnp.asarray(b1, jnp.float32), jnp.asarray(b2, jnp.float32)
+        epsilon = jnp.asarray(eps, jnp.float32)
+        weight = 1 - beta1 if grad_averaging else jnp.ones_like(beta1)
+        if not bias_correction:
+            return _AdamScalars(beta1, beta2, weight, jnp.float32(1.0), epsilon)
         # 1 - b**t loses all digits for b near 1; this loses none.
         c1 = -jnp.expm1(t * jnp.log(beta1))
         c2 = -jnp.expm1(t * jnp.log(beta2))
-        epsilon = jnp.asarray(eps, jnp.float32)
-        return _AdamScalars(beta1, beta2, jnp.sqrt(c2) / c1, epsilon * jnp.sqrt(c2))
+        root = jnp.sqrt(c2)
+        return _AdamScalars(beta1, beta2, weight, root / c1, epsilon * root)
 
     def direction(
         g: jax.Array,
@@ -43,14 +58,14 @@ def adam_rule(b1: Any, b2: Any, eps: Any) -> Rule:
     ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         del p
         m, v = slots
-        m = s.b1 * m + (1 - s.b1) * g
+        m = s.b1 * m + s.weight * g
         v = s.b2 * v + (1 - s.b2) * (g * g)
         # (m / c1) / (sqrt(v / c2) + eps), with the corrections moved into scalars.
         u = s.correction * m / (jnp.sqrt(v) + s.eps)
         return u, (m, v)
 
     slots = (Slot("mu", signed=True), Slot("nu", signed=False))
-    return Rule(slots, scalars, direction)
+    return Rule(slots, scalars, direction, decay=decay)
 
 
 @with_options
@@ -156,10 +171,5 @@ def adamw(
     0.9999
     """
     check_not_negative(weight_decay=weight_decay)
-    return fused(
-        adam_rule(b1, b2, eps),
-        learning_rate,
-        options,
-        decay=partial(decayed, weight_decay=weight_decay),
-        mask=mask,
-    )
+    rule = adam_rule(b1, b2, eps, Decay(weight_decay, joins="update"))
+    return fused(rule, learning_rate, options, mask=mask)

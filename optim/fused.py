@@ -1,7 +1,6 @@
 """From a rule and options to an optax transformation with a fused step."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import jax
@@ -9,17 +8,23 @@ import jax.numpy as jnp
 import optax
 
 from octavo import pallas_kernels as kernels
-from octavo.pallas_kernels import Leaf, Program, Rule, Scalars
+from octavo.pallas_kernels import Leaf, Program, Rule, Scalars, Slot
 
-from .options import LeafPlan, Options, Storage
+from .limits import HISTORY, limited
+from .norms import no_norms
+from .options import Options
+from .passes import Job, Operands, operands
+from .settings import LeafPlan, Settings
 from .state import State, scale_name
 from .tree import (
+    AXES,
+    BOOLS,
     Leaves,
     StateLeaves,
     check_gradients,
     check_leaf,
     flatten_state,
-    path_name,
+    spread,
 )
 
 
@@ -52,8 +57,8 @@ def fused(
     learning_rate: optax.ScalarOrSchedule,
     options: Options,
     *,
-    decay: Callable[[Rule], Rule] | None = None,
     mask: Any = None,
+    adapt_mask: Any = None,
 ) -> Transformation:
     """An optimizer from its rule.
 
@@ -61,13 +66,13 @@ def fused(
       rule: the algorithm.
       learning_rate: number or schedule, called with the number of steps taken before.
       options: see `Options`.
-      decay: adds weight decay to the rule.
       mask: tree of bools, or function of the parameters that returns one: which leaves
-        take the rule with decay, and which without. None: all with.
+        decay. None: all.
+      adapt_mask: likewise, which leaves take the rule's ratio. None: those whose layers
+        have rank 2 and up.
     """
-    storage = Storage.of(options, tuple(rule.slots))
-    decayed = rule if decay is None else decay(rule)
-    optimizer = _Optimizer(rule, decayed, learning_rate, storage, mask)
+    settings = Settings.of(options, tuple(rule.slots))
+    optimizer = _Optimizer(rule, learning_rate, settings, mask, adapt_mask)
     transformation = Transformation(
         optimizer.init,
         optimizer.update,  # pyright: ignore[reportArgumentType]
@@ -81,19 +86,52 @@ class _Optimizer:
     """What the functions of a transformation share."""
 
     rule: Rule
-    decayed: Rule
     learning_rate: optax.ScalarOrSchedule
-    storage: Storage
+    settings: Settings
     mask: Any
+    adapt_mask: Any
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        return tuple(self.rule.slots)
 
     def init(self, params: Any) -> State:
-        return _init(self.storage, self.rule, params)
+        leaves = Leaves.of(params)
+        plans = self._plans(leaves)
+        moments, scales = {}, {}
+        for k, slot in enumerate(self.slots):
+            codes = [
+                jnp.zeros_like(p, dtype=plan.moment_dtype(k))
+                for plan, p in zip(plans, leaves.leaves, strict=True)
+            ]
+            moments[slot.name] = leaves.replaced(codes)
+        for slot, quantized in zip(
+            self.slots, self.settings.quantizes(self.slots), strict=True
+        ):
+            if quantized:
+                zeros = [jnp.zeros(x.blocks.scale_shape, jnp.bfloat16) for x in plans]
+                scales[scale_name(slot.name)] = leaves.replaced(zeros)
+        count = jnp.zeros((), jnp.int32)
+        return State(count, moments, scales, self._extra(plans))
+
+    def _extra(self, plans: list[LeafPlan]) -> dict[str, Any]:
+        settings = self.settings
+        extra: dict[str, Any] = {
+            "format": {settings.tag(self.slots): jnp.zeros((), jnp.int32)}
+        }
+        if settings.skip_nonfinite:
+            extra["skipped"] = jnp.zeros((), jnp.int32)
+        if settings.percentile_clipping is not None:
+            extra["clip_history"] = jnp.zeros((len(plans), HISTORY))
+        if settings.record_norms:
+            extra["norms"] = no_norms([plan.blocks.layer_count for plan in plans])
+        return extra
 
     def update(
         self, updates: Any, state: State, params: Any = None, **extra_args: Any
     ) -> tuple[Any, State]:
         del extra_args
-        if params is None and self.decayed.needs_params:
+        if params is None and self._needs_params():
             raise ValueError(_NO_PARAMS)
         return self._run(updates, state, params, in_place=False)
 
@@ -105,88 +143,88 @@ class _Optimizer:
             raise ValueError(_NO_PARAMS)
         return self._run(grads, state, params, in_place=True)
 
+    def _needs_params(self) -> bool:
+        rule, settings = self.rule, self.settings
+        measures = rule.ratio or settings.max_unorm is not None or settings.record_norms
+        return bool(rule.needs_params or rule.decay or measures)
+
     def _run(
         self, grads: Any, state: State, params: Any, in_place: bool
     ) -> tuple[Any, State]:
-        slots = tuple(self.rule.slots)
         g = Leaves.of(grads)
         p = None if params is None else Leaves.of(params)
-        old = flatten_state(state, slots, self.init({}))
+        old = flatten_state(state, self.slots, self.init({}))
         check_gradients(g, p, old.codes[0])
-        typed = (p or g).leaves
-        plans = [
-            self.storage.plan(path, leaf, slots)
-            for path, leaf in zip(g.paths, typed, strict=True)
+        plans = self._plans(p or g)
+        rules = self._rules(plans, params, p or g)
+        jobs = [
+            Job(plan, Program(rule, plan.formats, in_place), _leaf(plan, i, g, p, old))
+            for i, (plan, rule) in enumerate(zip(plans, rules, strict=True))
         ]
-        leaves = [_leaf(plan, i, g, p, old) for i, plan in enumerate(plans)]
-        scalars = self._scalars(state.count)
-        results = []
-        for plan, leaf, decays in zip(
-            plans, leaves, _mask_leaves(self.mask, params, g), strict=True
-        ):
-            rule = self.decayed if decays else self.rule
-            program = Program(rule, plan.formats, in_place)
-            key = kernels.key(self.storage.seed, state.count, plan.path)
-            results.append(self._step_leaf(program, plan, leaf, scalars[decays], key))
+        scalars = self._scalars(rules, state.count)
+        passed = operands(self.settings, jobs, scalars, state.extra, state.count)
+        results = [
+            self._step_leaf(job, s, state.count)
+            for job, s in zip(jobs, passed.scalars, strict=True)
+        ]
         shown = p if in_place and p is not None else g
         out = shown.replaced([r.p if in_place else r.g for r in results])
-        return out, _replaced(state, slots, old, results)
+        return out, _replaced(state, self.slots, old, results, passed)
 
-    def _scalars(self, count: jax.Array) -> dict[bool, Scalars]:
-        """What a leaf with decay (True) and one without take as operands."""
+    def _plans(self, tree: Leaves) -> list[LeafPlan]:
+        """How each leaf is stored."""
+        axes = self.settings.layer_axes
+        if not tree.leaves:
+            return []
+        if callable(axes):
+            layers = [axes(path) for path in tree.paths]
+        else:
+            layers = spread("layer_axes", axes, tree, AXES)
+        return [
+            self.settings.plan(path, leaf, self.slots, axis)
+            for path, leaf, axis in zip(tree.paths, tree.leaves, layers, strict=True)
+        ]
+
+    def _rules(self, plans: list[LeafPlan], params: Any, tree: Leaves) -> list[Rule]:
+        """The rule of each leaf: with decay and ratio, or without."""
+        decays = _mask("mask", self.mask, params, tree)
+        adapts = _mask("adapt_mask", self.adapt_mask, params, tree)
+        if adapts is None:
+            ranks = (len(x.blocks.shape) - len(x.blocks.layers) for x in plans)
+            adapts = [rank >= 2 for rank in ranks]
+        rules = []
+        for decay, adapt in zip(decays or [True] * len(plans), adapts, strict=True):
+            rule = self.rule if decay else replace(self.rule, decay=None)
+            rule = rule if adapt else replace(rule, ratio=None)
+            limit = self.settings.max_unorm
+            rules.append(rule if limit is None else limited(rule, limit))
+        return rules
+
+    def _scalars(self, rules: list[Rule], count: jax.Array) -> list[Scalars]:
+        """What each leaf takes as operands, as far as the step's number tells."""
         rate = self.learning_rate
         rate = jnp.asarray(rate(count) if callable(rate) else rate, jnp.float32)
-        t = (count + 1).astype(jnp.float32)
-        rules = {True: self.decayed, False: self.rule}
-        return {
-            decays: Scalars(rate, rule.scalars(t)) for decays, rule in rules.items()
-        }
+        own = self.rule.scalars((count + 1).astype(jnp.float32), rate)
+        factor = jnp.ones_like(rate) if self.rule.rate_first else rate
+        decay = self.rule.decay
+        value = None if decay is None else jnp.asarray(decay.value, jnp.float32)
+        return [
+            Scalars(factor, own, decay=None if rule.decay is None else value)
+            for rule in rules
+        ]
 
-    def _step_leaf(
-        self,
-        program: Program,
-        plan: LeafPlan,
-        leaf: Leaf,
-        scalars: Scalars,
-        key: jax.Array,
-    ) -> Leaf:
-        if not plan.updated or 0 in plan.blocks.shape:
-            return leaf._replace(g=_zeros_like(leaf.g))  # integers and empty leaves
-        backend = self.storage.backend
-        return kernels.leaf_step(backend, program, plan.blocks, leaf, scalars, key)
+    def _step_leaf(self, job: Job, scalars: Scalars, count: jax.Array) -> Leaf:
+        if job.idle:
+            return job.leaf._replace(g=_zeros_like(job.leaf.g))
+        key = kernels.key(self.settings.seed, count, job.plan.path)
+        backend, blocks = self.settings.backend, job.plan.blocks
+        return kernels.leaf_step(backend, job.program, blocks, job.leaf, scalars, key)
 
 
 _NO_PARAMS = (
     "this optimizer needs the current parameters: call "
     "tx.update(grads, state, params) or tx.step(grads, state, params)"
 )
-
-
-def _init(storage: Storage, rule: Rule, params: Any) -> State:
-    slots = tuple(rule.slots)
-    plans = jax.tree_util.tree_map_with_path(
-        lambda path, p: storage.plan(path_name(path), p, slots), params
-    )
-
-    def codes(k: int) -> Any:
-        return jax.tree.map(
-            lambda plan, p: jnp.zeros_like(p, dtype=plan.moment_dtype(k)),
-            plans,
-            params,
-        )
-
-    def scales() -> Any:
-        return jax.tree.map(
-            lambda plan: jnp.zeros(plan.blocks.scale_shape, jnp.bfloat16), plans
-        )
-
-    quantizes = zip(slots, storage.quantizes(slots), strict=True)
-    return State(
-        count=jnp.zeros((), jnp.int32),
-        moments={slot.name: codes(k) for k, slot in enumerate(slots)},
-        scales={scale_name(slot.name): scales() for slot, yes in quantizes if yes},
-        extra={"format": {storage.tag(slots): jnp.zeros((), jnp.int32)}},
-    )
 
 
 def _leaf(
@@ -210,7 +248,11 @@ def _zeros_like(g: Any) -> Any:
 
 
 def _replaced(
-    state: State, slots: tuple[Any, ...], old: StateLeaves, results: list[Leaf]
+    state: State,
+    slots: tuple[Slot, ...],
+    old: StateLeaves,
+    results: list[Leaf],
+    passed: Operands,
 ) -> State:
     """The state after a step."""
     moments, scales = {}, {}
@@ -221,21 +263,21 @@ def _replaced(
             pairs = zip((r.scales[k] for r in results), before.leaves, strict=True)
             after = [kept if new is None else new for new, kept in pairs]
             scales[scale_name(slot.name)] = before.replaced(after)
-    count = jnp.asarray(optax.safe_increment(state.count))
-    return State(count, moments, scales, state.extra)
+    count, extra = jnp.asarray(optax.safe_increment(state.count)), passed.extra
+    if passed.take is not None:
+        taken = passed.take > 0.0
+        count, extra = jax.tree.map(
+            lambda new, old: jnp.where(taken, new, old),
+            (count, extra),
+            (state.count, state.extra),
+        )
+        skipped = optax.safe_increment(state.extra["skipped"])
+        extra["skipped"] = jnp.where(taken, state.extra["skipped"], skipped)
+    return State(count, moments, scales, extra)
 
 
-def _mask_leaves(mask: Any, params: Any, g: Leaves) -> list[bool]:
-    """For each leaf, whether it decays."""
+def _mask(name: str, mask: Any, params: Any, tree: Leaves) -> list[bool] | None:
+    """For each leaf, what the mask says; None if there is no mask."""
     if mask is None:
-        return [True] * len(g.leaves)
-    tree = mask(params) if callable(mask) else mask
-    whole = g.treedef.unflatten(g.leaves)
-    try:
-        full = jax.tree.map(lambda m, sub: jax.tree.map(lambda _: m, sub), tree, whole)
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            "mask is not a tree of bools like the parameters, or a prefix of them: "
-            f"{error}"
-        ) from error
-    return [bool(m) for m in jax.tree.leaves(full)]
+        return None
+    return spread(name, mask(params) if callable(mask) else mask, tree, BOOLS)

@@ -5,6 +5,8 @@ from functools import partial, update_wrapper
 
 from .adam import adam, adamw
 from .fused import Transformation
+from .lamb import lamb
+from .lars import lars
 
 
 def _stored(
@@ -19,3 +21,7 @@ adam8bit = _stored(adam, "adam8bit", "8bit")
 adam32bit = _stored(adam, "adam32bit", "32bit")
 adamw8bit = _stored(adamw, "adamw8bit", "8bit")
 adamw32bit = _stored(adamw, "adamw32bit", "32bit")
+lamb8bit = _stored(lamb, "lamb8bit", "8bit")
+lamb32bit = _stored(lamb, "lamb32bit", "32bit")
+lars8bit = _stored(lars, "lars8bit", "8bit")
+lars32bit = _stored(lars, "lars32bit", "32bit")

@@ -1,14 +1,16 @@
 """Trees flattened with the paths of their leaves, and errors that name a path."""
 
+from collections.abc import Callable
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from octavo.pallas_kernels import Slot
 
-from .options import LeafPlan
+from .settings import LeafPlan
 from .state import State, scale_name
 
 
@@ -54,12 +56,79 @@ def flatten_state(state: State, slots: tuple[Slot, ...], fresh: State) -> StateL
     Raises:
       ValueError: if another optimizer or another format made the state.
     """
-    for field in ("moments", "scales"):
+    for field in ("moments", "scales", "extra"):
         _check_keys(field, getattr(state, field), getattr(fresh, field))
     _check_keys('extra["format"]', state.extra["format"], fresh.extra["format"])
     codes = [Leaves.of(state.moments[s.name]) for s in slots]
     scales = [state.scales.get(scale_name(s.name)) for s in slots]
     return StateLeaves(codes, [None if s is None else Leaves.of(s) for s in scales])
+
+
+class Kind(NamedTuple):
+    """What the values of a prefix may be, for `spread`."""
+
+    fits: Callable[[Any], bool]
+    description: str
+
+
+BOOLS = Kind(lambda x: isinstance(x, bool | np.bool_), "bools")
+AXES = Kind(
+    lambda x: x is None or isinstance(x, int | np.integer) or _is_axes(x),
+    "ints, tuples of ints, or None",
+)
+
+
+def _is_axes(x: Any) -> bool:
+    return type(x) is tuple and all(isinstance(k, int | np.integer) for k in x)
+
+
+def spread(name: str, prefix: Any, tree: Leaves, kind: Kind) -> list[Any]:
+    """For each leaf of a tree, the value of a prefix of it.
+
+    Args:
+      name: of the argument that is the prefix, for errors.
+      prefix: a tree like `tree`, or one that has a value where that has a subtree.
+      tree: the tree.
+      kind: what values are.
+
+    Raises:
+      ValueError: where the two do not fit, or a value is of another kind.
+    """
+
+    def is_value(x: Any) -> bool:
+        return x is None or kind.fits(x)
+
+    whole = tree.replaced(tree.leaves)
+    values: list[Any] = []
+
+    def visit(value: Any, subtree: Any) -> None:
+        values.extend([value] * len(jax.tree.leaves(subtree)))
+
+    flat, _ = jax.tree_util.tree_flatten_with_path(prefix, is_leaf=is_value)
+    for path, value in flat:
+        if not kind.fits(value):
+            at = f" at {path_name(path)!r}" if path else ""
+            raise ValueError(f"{name}{at} is {value!r}, not {kind.description}")
+    try:
+        jax.tree.map(visit, prefix, whole, is_leaf=is_value)
+    except (ValueError, TypeError) as error:
+        named = [path_name(path) for path, _ in flat]
+        raise ValueError(
+            f"{name} does not fit the parameters at {_misfit(named, tree.paths)!r}: "
+            f"give a tree of {kind.description} like them, or a prefix of that tree"
+        ) from error
+    return values
+
+
+def _misfit(prefixes: list[str], paths: tuple[str, ...]) -> str:
+    """The first path that has no prefix, or prefix without a path."""
+    for path in paths:
+        if not any(f"{path}/".startswith(f"{p}/") for p in prefixes):
+            return path
+    unused = (
+        p for p in prefixes if not any(f"{x}/".startswith(f"{p}/") for x in paths)
+    )
+    return next(unused, "")
 
 
 def check_gradients(grads: Leaves, params: Leaves | None, moments: Leaves) -> None:
@@ -113,8 +182,8 @@ def _check_keys(field: str, got: Any, expected: Any) -> None:
     if set(got) != set(expected):
         raise ValueError(
             f"state.{field} has {sorted(got)}, but this optimizer expected "
-            f"{sorted(expected)}: it was made by another optimizer or with another "
-            "`state` option. Use the same options, or a fresh tx.init(params)."
+            f"{sorted(expected)}: it was made by another optimizer or with other "
+            "options. Use the same options, or a fresh tx.init(params)."
         )
 
 

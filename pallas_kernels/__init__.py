@@ -2,12 +2,16 @@
 
 from .backends import BACKENDS as BACKENDS
 from .backends import leaf_step as leaf_step
+from .backends import leaf_sums as leaf_sums
 from .formats import FORMATS as FORMATS
 from .formats import Float32 as Float32
 from .formats import Format as Format
 from .layout import Blocks as Blocks
 from .layout import blocks_of as blocks_of
+from .norms import Sum as Sum
 from .rounding import key as key
+from .rule import Decay as Decay
+from .rule import Norms as Norms
 from .rule import Rule as Rule
 from .rule import Slot as Slot
 from .step import Leaf as Leaf

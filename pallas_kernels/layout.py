@@ -1,7 +1,6 @@
-"""Shapes: which axis of a leaf is cut into blocks, and the views that tiles need.
+"""Shapes: how a leaf is cut into blocks and layers, and the views that tiles need.
 
-The blocks of a leaf follow from its global shape alone, so that the numbers do not
-depend on the mesh.
+Both follow from its global shape alone, so that the numbers do not depend on the mesh.
 """
 
 import math
@@ -20,12 +19,15 @@ _BLOCKS_OF_SMALL_LEAF = 16
 class Blocks:
     """How a leaf is cut: `size` consecutive values along `axis` share a scale.
 
-    The last block may be partial. `axis` is None for 0-d leaves.
+    The last block may be partial. `axis` is None for 0-d leaves. What lies at one
+    index of the axes `layers` is a layer, and has norms and a ratio of its own; a leaf
+    without such axes is one layer.
     """
 
     shape: tuple[int, ...]
     axis: int | None
     size: int
+    layers: tuple[int, ...] = ()
 
     @property
     def count(self) -> int:
@@ -40,17 +42,31 @@ class Blocks:
         return (*self.shape[: self.axis], self.count, *self.shape[self.axis + 1 :])
 
     @property
+    def layer_count(self) -> int:
+        """Layers in the leaf."""
+        return math.prod(self.shape[k] for k in self.layers)
+
+    @property
+    def layer_shape(self) -> tuple[int, ...]:
+        """The leaf's shape with everything within a layer shortened to one value."""
+        return tuple(n if k in self.layers else 1 for k, n in enumerate(self.shape))
+
+    @property
     def strides(self) -> tuple[int, ...]:
         """Row-major strides of the leaf, in values."""
         return tuple(math.prod(self.shape[k + 1 :]) for k in range(len(self.shape)))
 
 
 def blocks_of(
-    shape: tuple[int, ...], block_size: int = 32, block_axis: int | None = None
+    shape: tuple[int, ...],
+    block_size: int = 32,
+    block_axis: int | None = None,
+    layers: tuple[int, ...] = (),
 ) -> Blocks:
-    """The blocks of a leaf of this global shape.
+    """The blocks of a leaf of this global shape, whose axes `layers` stack layers.
 
-    By default they run down the longest axis other than the last (1-D: the only one).
+    By default they run down the longest axis other than the last and than `layers`
+    (the last, if there is no other).
     The block is the largest power-of-two fraction of `block_size` that divides the
     axis, else the axis ends with a partial block. Leaves under 2**20 values take
     smaller blocks, until the axis has 16: then their scales, too, divide over a mesh.
@@ -59,12 +75,14 @@ def blocks_of(
     (128, 1024)
     >>> blocks_of((64, 128)).scale_shape
     (16, 128)
+    >>> blocks_of((48, 12, 640), layers=(0,)).scale_shape
+    (48, 3, 640)
     """
     if not shape:
         return Blocks(shape, None, 1)
     if block_axis is None:
-        outer = range(max(len(shape) - 1, 1))
-        axis = max(outer, key=lambda k: shape[k])
+        inside = [k for k in range(len(shape)) if k not in layers]
+        axis = max(inside[:-1] or inside or [0], key=lambda k: shape[k])
     else:
         axis = block_axis % len(shape)
     length = shape[axis]
@@ -80,7 +98,7 @@ def blocks_of(
             and -(-length // size) < _BLOCKS_OF_SMALL_LEAF
         ):
             size //= 2
-    return Blocks(shape, axis, size)
+    return Blocks(shape, axis, size, layers)
 
 
 def split(x: jax.Array, blocks: Blocks) -> jax.Array:

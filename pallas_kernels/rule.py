@@ -7,12 +7,11 @@ neither knows which algorithm it serves, and a `Rule` knows neither of them.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 
 Tiles: TypeAlias = tuple[jax.Array, ...]
-Scalars: TypeAlias = tuple[jax.Array, ...]
 Direction: TypeAlias = Callable[
     [jax.Array, jax.Array | None, Tiles, Any], tuple[jax.Array, Tiles]
 ]
@@ -32,24 +31,70 @@ class Slot(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Decay:
+    """Weight decay: `value` times p is added, and where it joins makes its kind.
+
+    Args:
+      value: the factor of p.
+      joins: `"gradient"`: before the moments, as L2 regularization does (LARS, SGD);
+        `"direction"`: after the moments, measured and scaled by the ratio (LAMB);
+        `"update"`: after the ratio, decoupled from both (AdamW).
+    """
+
+    value: Any
+    joins: Literal["gradient", "direction", "update"]
+
+
+class Norms(NamedTuple):
+    """Euclidean norms of one layer: float32 arrays of one shape.
+
+    Args:
+      p: of the parameter.
+      g: of the gradient, clipped, before weight decay joins it; only for ratios that
+        scale the gradient.
+      x: of what the ratio scales: the gradient with its decay, or the direction.
+    """
+
+    p: jax.Array
+    g: jax.Array | None
+    x: jax.Array
+
+
+@dataclass(frozen=True)
 class Rule:
     """An optimization algorithm, element by element, in float32.
 
-    One step on a parameter p with gradient g is
+    Step t on a parameter p with gradient g is
 
-        u, slots = direction(g, p, slots, scalars(t));   p = p - learning_rate * u
+        g = g + decay p                            if the decay joins the gradient
+        g = ratio(|p|, |g|) g                      if it scales the gradient
+        u, slots = direction(g, p, slots, scalars(t, learning_rate))
+        u = u + decay p                            if it joins the direction
+        u = ratio(|p|, |u|) u                      if it scales the direction
+        u = u + decay p                            if it joins the update
+        p = p - learning_rate u                    (p - u where `rate_first`)
 
     Args:
       slots: the moments, in the order in which `direction` takes and returns them.
-      scalars: step number t (float32, from 1) to a tuple of float32 scalars. They
-        are computed once per step, outside any kernel, and reach it as operands, so
-        that a changed hyperparameter never recompiles.
+      scalars: step number t (float32, from 1) and learning rate to a tuple of float32
+        scalars. They are computed once per step, outside any kernel, and reach it as
+        operands, so that a changed hyperparameter never recompiles.
       direction: `(g, p, slots, scalars) -> (u, slots)` on arrays of any one shape;
-        elementwise. `p` is None where `needs_params` is False.
+        elementwise. `p` may be None where `needs_params` is False.
       needs_params: whether `direction` reads p.
+      decay: weight decay, or None.
+      ratio: a factor for each layer from its norms; None: 1.
+      scales: what the ratio multiplies, and whose norm is `Norms.x`: the
+        `"gradient"`, with its decay, on its way into the moments (LARS), or the
+        `"direction"` (LAMB).
+      rate_first: whether `direction` has already multiplied by the learning rate.
     """
 
     slots: Sequence[Slot]
-    scalars: Callable[[jax.Array], Scalars]
+    scalars: Callable[[jax.Array, jax.Array], tuple[jax.Array, ...]]
     direction: Direction
     needs_params: bool = False
+    decay: Decay | None = None
+    ratio: Callable[[Norms], jax.Array] | None = None
+    scales: Literal["gradient", "direction"] = "direction"
+    rate_first: bool = False

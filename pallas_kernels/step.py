@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,8 +33,9 @@ class Program:
 
     @property
     def reads_parameter(self) -> bool:
-        """Whether p is an operand."""
-        return self.in_place or self.rule.needs_params
+        """Whether p is an operand of the step."""
+        rule = self.rule
+        return self.in_place or rule.needs_params or rule.decay is not None
 
 
 class Leaf(NamedTuple):
@@ -52,10 +53,54 @@ class Leaf(NamedTuple):
 
 
 class Scalars(NamedTuple):
-    """Operands of a step that are one number each."""
+    """Operands of a step that are one number for each leaf, or each of its layers.
+
+    What is None is not computed.
+
+    Args:
+      learning_rate: the factor of the update; 1 for rules that are `rate_first`.
+      rule: the rule's own scalars.
+      decay: the rule's weight decay.
+      clip: factor of the gradient.
+      clip_value: largest magnitude of a gradient's value, after `clip`.
+      take: whether to take the step at all, 1 or 0.
+      ratio: the rule's ratio: float32 vector with one value for each layer; in a
+        tile, something that broadcasts.
+    """
 
     learning_rate: jax.Array
     rule: tuple[jax.Array, ...]
+    decay: Any = None
+    clip: jax.Array | None = None
+    clip_value: jax.Array | None = None
+    take: jax.Array | None = None
+    ratio: Any = None
+
+
+class Wide(NamedTuple):
+    """A `Leaf` in the types that are computed in."""
+
+    g: jax.Array
+    p: Any
+    codes: tuple[jax.Array, ...]
+    scales: tuple[jax.Array | None, ...]
+
+    @classmethod
+    def of(cls, leaf: Leaf, scalars: Scalars) -> "Wide":
+        dtype = scalars.learning_rate.dtype
+        assert leaf.g is not None
+        return cls(
+            leaf.g.astype(dtype),
+            None if leaf.p is None else leaf.p.astype(dtype),
+            tuple(_widen(c, dtype) for c in leaf.codes),
+            tuple(None if s is None else s.astype(jnp.float32) for s in leaf.scales),
+        )
+
+
+def _widen(codes: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
+    """Integer codes as int32: no backend computes on int8."""
+    wide = jnp.int32 if jnp.issubdtype(codes.dtype, jnp.integer) else dtype
+    return codes.astype(wide)
 
 
 def tile_step(
@@ -84,17 +129,15 @@ def tile_step(
       valid: False on padding, which may hold anything; None if there is none.
     """
     rule, formats = program.rule, program.formats
-    dtype = scalars.learning_rate.dtype
-    assert leaf.g is not None
-    g = leaf.g.astype(dtype)
-    p = None if leaf.p is None else leaf.p.astype(dtype)
-    old = [_widen(c, dtype) for c in leaf.codes]
-    old_scales = [None if s is None else s.astype(jnp.float32) for s in leaf.scales]
-    slots = tuple(
-        f.decode(c, s) for f, c, s in zip(formats, old, old_scales, strict=True)
-    )
-
-    u, slots = rule.direction(g, p, slots, scalars.rule)
+    tile = Wide.of(leaf, scalars)
+    g = gradient(rule, tile, scalars)
+    if rule.ratio is not None and rule.scales == "gradient":
+        g = scalars.ratio * g
+    u, slots = direction(program, g, tile, scalars)
+    if rule.ratio is not None and rule.scales == "direction":
+        u = scalars.ratio * u
+    if rule.decay is not None and rule.decay.joins == "update":
+        u = u + scalars.decay * tile.p
     if valid is not None:
         slots = tuple(jnp.where(valid, x, 0.0) for x in slots)
 
@@ -108,33 +151,60 @@ def tile_step(
         for k, (f, x) in enumerate(zip(formats, slots, strict=True))
     ]
     keep = _finite(program, g, [s for _, s in new], axis)
+    if scalars.take is not None:
+        keep = keep & (scalars.take > 0.0)
     # Adding -0.0 leaves every number as it is, +0.0 included.
     delta = jnp.where(keep, -scalars.learning_rate * u, -0.0)
     if program.in_place:
-        assert leaf.p is not None and p is not None
-        g_out, p_out = None, (p + delta).astype(leaf.p.dtype)
+        assert leaf.p is not None and tile.p is not None
+        g_out, p_out = None, (tile.p + delta).astype(leaf.p.dtype)
     else:
+        assert leaf.g is not None
         g_out, p_out = delta.astype(leaf.g.dtype), None
     return Leaf(
         g=g_out,
         p=p_out,
         codes=tuple(
             jnp.where(keep, c, o).astype(x.dtype)
-            for (c, _), o, x in zip(new, old, leaf.codes, strict=True)
+            for (c, _), o, x in zip(new, tile.codes, leaf.codes, strict=True)
         ),
         scales=tuple(
             None
             if s is None or o is None
             else jnp.where(keep, s, o).astype(jnp.bfloat16)
-            for (_, s), o in zip(new, old_scales, strict=True)
+            for (_, s), o in zip(new, tile.scales, strict=True)
         ),
     )
 
 
-def _widen(codes: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
-    """Integer codes as int32: no backend computes on int8."""
-    wide = jnp.int32 if jnp.issubdtype(codes.dtype, jnp.integer) else dtype
-    return codes.astype(wide)
+def gradient(rule: Rule, tile: Wide, scalars: Scalars) -> jax.Array:
+    """The gradient that the ratio, or else the moments, take."""
+    g = clipped(tile.g, scalars)
+    if rule.decay is not None and rule.decay.joins == "gradient":
+        g = g + scalars.decay * tile.p
+    return g
+
+
+def clipped(g: jax.Array, scalars: Scalars) -> jax.Array:
+    """The gradient, as limited by the options."""
+    if scalars.clip is not None:
+        g = scalars.clip * g
+    if scalars.clip_value is not None:
+        g = jnp.clip(g, -scalars.clip_value, scalars.clip_value)
+    return g
+
+
+def direction(
+    program: Program, g: jax.Array, tile: Wide, scalars: Scalars
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    """The direction that the ratio takes, and the new moments."""
+    stored = zip(program.formats, tile.codes, tile.scales, strict=True)
+    slots = tuple(f.decode(c, s) for f, c, s in stored)
+    u, slots = program.rule.direction(g, tile.p, slots, scalars.rule)
+    decay = program.rule.decay
+    if decay is not None and decay.joins == "direction":
+        u = u + scalars.decay * tile.p
+    return u, slots
 
 
 def _finite(

@@ -14,14 +14,21 @@ from jax.experimental.pallas import tpu as pltpu
 
 from octavo import optim
 from octavo.optim.adam import adam_rule
-from octavo.optim.decay import decayed
 from octavo.pallas_kernels import FORMATS as KERNEL_FORMATS
-from octavo.pallas_kernels import Leaf, Program, Scalars, backends, blocks_of, key
+from octavo.pallas_kernels import (
+    Decay,
+    Leaf,
+    Program,
+    Scalars,
+    backends,
+    blocks_of,
+    key,
+)
 from octavo.pallas_kernels.backends import tpu, triton, xla
 
 from cases import FORMATS, SHAPES, params_and_grads
 
-RULE = decayed(adam_rule(0.9, 0.999, 1e-8), 0.1)
+RULE = adam_rule(0.9, 0.999, 1e-8, Decay(0.1, joins="update"))
 BACKENDS: dict[str, tuple[ModuleType, Any]] = {
     "tpu-interpreter": (tpu, True),
     "tpu-simulator": (tpu, pltpu.InterpretParams()),
@@ -43,7 +50,8 @@ def run(backend: Any, program: Program, blocks: Any, p: Any, grads: list[Any]) -
 
     @jax.jit
     def step(leaf: Leaf, t: jax.Array) -> Leaf:
-        scalars = Scalars(jnp.float32(0.01), RULE.scalars(t.astype(jnp.float32)))
+        rate, t32 = jnp.float32(0.01), t.astype(jnp.float32)
+        scalars = Scalars(rate, RULE.scalars(t32, rate), decay=jnp.float32(0.1))
         return backend(program, blocks, leaf, scalars, key(0, t, "leaf"))
 
     for t, g in enumerate(grads, 1):

@@ -132,5 +132,5 @@ def test_state_of_another_configuration(options: dict[str, Any], message: str) -
 
 def test_mask_that_does_not_fit() -> None:
     tx = optim.adamw(1e-3, mask={"a": True, "c": False})
-    with pytest.raises(ValueError, match="mask is not a tree of bools like the param"):
+    with pytest.raises(ValueError, match="mask does not fit the parameters at 'b'"):
         tx.update(PARAMS, tx.init(PARAMS), PARAMS)

@@ -1,15 +1,19 @@
 """Where a leaf's step runs: a kernel where there is one for the device, else XLA.
 
-A backend is a module with `leaf_step(program, blocks, leaf, scalars, key)`. It raises
-`NotImplementedError` for a leaf that it cannot take, which then goes to XLA.
+A backend is a module with `leaf_step(program, blocks, leaf, scalars, key)` and
+`leaf_sums(program, blocks, leaf, scalars, sums)`. They raise `NotImplementedError` for
+a leaf that they cannot take, which then goes to XLA.
 """
 
 import warnings
+from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 import jax
 
 from ..layout import Blocks
+from ..norms import Sum
 from ..step import Leaf, Program, Scalars
 from . import tpu, triton, xla
 
@@ -26,13 +30,29 @@ def leaf_step(
     key: jax.Array,
 ) -> Leaf:
     """One step of one leaf, on the named backend or the best one (None)."""
+    return _run("leaf_step", backend, program, blocks, leaf, scalars, key)
+
+
+def leaf_sums(
+    backend: str | None,
+    program: Program,
+    blocks: Blocks,
+    leaf: Leaf,
+    scalars: Scalars,
+    sums: Sequence[Sum],
+) -> jax.Array:
+    """Sums over each layer of one leaf, float32 (sums, layers), likewise."""
+    return _run("leaf_sums", backend, program, blocks, leaf, scalars, sums)
+
+
+def _run(function: str, backend: str | None, program: Program, *args: Any) -> Any:
     chosen = choose(program) if backend is None else backend
     if chosen != "xla":
         try:
-            return BACKENDS[chosen].leaf_step(program, blocks, leaf, scalars, key)
+            return getattr(BACKENDS[chosen], function)(program, *args)
         except NotImplementedError:
             pass
-    return xla.leaf_step(program, blocks, leaf, scalars, key)
+    return getattr(xla, function)(program, *args)
 
 
 def choose(program: Program) -> str:

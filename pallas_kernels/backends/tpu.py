@@ -1,10 +1,11 @@
-"""TPU: one Pallas kernel per leaf, lowered by Mosaic, in place.
+"""TPU: Pallas kernels, one per leaf and pass, lowered by Mosaic, in place.
 
 The kernel works on the leaf as it lies in memory, in any number of dimensions: a
 reshape or transpose that is free in the row-major picture of an array would copy the
 leaf if it changed the tiled layout.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,8 +15,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from ..layout import Blocks, positions, wrap
+from ..norms import Sum, read, tile_terms
 from ..step import Leaf, Program, Scalars, tile_step
-from ._call import Call
+from ._call import Call, StepCall
 from ._memory import Tiling, tiling
 
 
@@ -41,15 +43,12 @@ def leaf_step(
     Raises:
       NotImplementedError: for leaves that this kernel cannot take.
     """
-    if len(blocks.shape) < 2:
-        raise NotImplementedError("the TPU kernel takes leaves of rank 2 or more")
-    call = Call(program, leaf, scalars, key)
-    tiles = tiling(blocks, program.quantized)
+    tiles = _tiles(blocks, program.quantized)
+    call = StepCall(program, leaf, scalars, key)
     strides = tuple(blocks.strides[k] for k in tiles.order)
-    length = None if blocks.axis is None else blocks.shape[blocks.axis]
 
     def kernel(*refs: Any) -> None:
-        numbers, key, inputs, outputs = call.unpack(refs)
+        numbers, inputs, (key, *outputs) = call.unpack(refs, _layer(tiles, blocks))
         data = _dimensions(tiles, tiles.tile)
         loaded = [_canonical(tiles, ref[...]) for ref in inputs]
         out = tile_step(
@@ -57,40 +56,118 @@ def leaf_step(
             call.leaf(loaded),
             numbers,
             axis=1,
-            key=key,
+            key=key[0],
             position=lambda: _positions(tiles, data, strides),
-            valid=_valid(tiles, data, length),
+            valid=_valid(tiles, data, blocks, everywhere=False),
         )
         for ref, x in zip(outputs, jax.tree.leaves(out), strict=True):
             ref[...] = _stored(tiles, x, ref.shape).astype(ref.dtype)
 
-    def spec(x: jax.Array) -> pl.BlockSpec:
-        whole = x.shape == blocks.shape
-        return pl.BlockSpec(
-            tiles.tile if whole else tiles.scale_tile, lambda *program_id: program_id
-        )
-
-    smem = pl.BlockSpec(memory_space=pltpu.SMEM)
-    physical = [x.transpose(tiles.order) for x in call.arrays]
-    specs = [spec(x) for x in call.arrays]
+    specs, physical = _specs(tiles, blocks, call), _physical(tiles, call)
     results = pl.pallas_call(
         kernel,
         grid=tiles.grid,
-        in_specs=[smem, smem, *specs],
+        in_specs=[_SMEM, _SMEM, *specs],
         out_specs=[specs[i] for i in call.written],
         out_shape=[
             jax.ShapeDtypeStruct(physical[i].shape, physical[i].dtype)
             for i in call.written
         ],
         input_output_aliases=call.aliases,
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel",) * len(tiles.grid)
-        ),
+        compiler_params=_parallel(tiles),
         interpret=interpret,
         name=call.name,
     )(*call.operands, *physical)
     back = tuple(tiles.order.index(k) for k in range(len(tiles.order)))
     return call.results([x.transpose(back) for x in results])
+
+
+def leaf_sums(
+    program: Program,
+    blocks: Blocks,
+    leaf: Leaf,
+    scalars: Scalars,
+    sums: Sequence[Sum],
+    *,
+    interpret: Any = False,
+) -> jax.Array:
+    """Sums over each layer of one leaf of rank 2 or more, float32 (sums, layers).
+
+    Each tile writes what it adds up, one number for each lane and sum, so that tiles
+    may run in any order and on any core; those are added up outside.
+
+    Raises:
+      NotImplementedError: for leaves that this kernel cannot take.
+    """
+    leaf = read(program, leaf, sums)
+    tiles = _tiles(blocks, program.quantized and bool(leaf.codes))
+    call = Call(leaf, scalars)
+
+    def kernel(*refs: Any) -> None:
+        numbers, inputs, (out,) = call.unpack(refs, _layer(tiles, blocks))
+        data = _dimensions(tiles, tiles.tile)
+        loaded = [_canonical(tiles, ref[...]) for ref in inputs]
+        valid = _valid(tiles, data, blocks, everywhere=True)
+        terms = tile_terms(program, call.leaf(loaded), numbers, sums, valid)
+        within = tuple(range(len(data) - 1))
+        rows = [jnp.sum(x, axis=within).reshape(1, -1) for x in terms]
+        for k, row in enumerate(rows):
+            out[k : k + 1, :] = row
+
+    lanes = _dimensions(tiles, tiles.tile)[-1]
+    none = (None,) * len(tiles.grid)
+    partial = pl.pallas_call(
+        kernel,
+        grid=tiles.grid,
+        in_specs=[_SMEM, *_specs(tiles, blocks, call)],
+        out_specs=pl.BlockSpec(
+            (*none, len(sums), lanes), lambda *program_id: (*program_id, 0, 0)
+        ),
+        out_shape=jax.ShapeDtypeStruct((*tiles.grid, len(sums), lanes), jnp.float32),
+        compiler_params=_parallel(tiles),
+        interpret=interpret,
+        name="octavo_sums_" + "_".join(sums),
+    )(*call.operands, *_physical(tiles, call))
+    rest = [k for k, axis in enumerate(tiles.order) if axis not in blocks.layers]
+    totals = jnp.sum(partial, axis=(*rest, partial.ndim - 1))
+    return totals.reshape(-1, len(sums)).T
+
+
+_SMEM = pl.BlockSpec(memory_space=pltpu.SMEM)
+
+
+def _tiles(blocks: Blocks, quantized: bool) -> Tiling:
+    """The tiling of a leaf; each tile lies in one layer."""
+    if len(blocks.shape) < 2:
+        raise NotImplementedError("the TPU kernel takes leaves of rank 2 or more")
+    tiles = tiling(blocks, quantized)
+    if any(tiles.tile[tiles.order.index(k)] > 1 for k in blocks.layers):
+        raise NotImplementedError("layers on sublanes or lanes are left to XLA")
+    return tiles
+
+
+def _layer(tiles: Tiling, blocks: Blocks) -> Any:
+    """Index of the layer that this tile lies in."""
+    index = jnp.int32(0)
+    for axis in blocks.layers:
+        k = tiles.order.index(axis)
+        index = index * tiles.grid[k] + pl.program_id(k)
+    return index
+
+
+def _specs(tiles: Tiling, blocks: Blocks, call: Call) -> list[pl.BlockSpec]:
+    shapes = [
+        tiles.tile if x.shape == blocks.shape else tiles.scale_tile for x in call.arrays
+    ]
+    return [pl.BlockSpec(shape, lambda *program_id: program_id) for shape in shapes]
+
+
+def _physical(tiles: Tiling, call: Call) -> list[jax.Array]:
+    return [x.transpose(tiles.order) for x in call.arrays]
+
+
+def _parallel(tiles: Tiling) -> pltpu.CompilerParams:
+    return pltpu.CompilerParams(dimension_semantics=("parallel",) * len(tiles.grid))
 
 
 def _dimensions(tiles: Tiling, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -139,12 +216,27 @@ def _positions(
 
 
 def _valid(
-    tiles: Tiling, shape: tuple[int, ...], length: int | None
+    tiles: Tiling, shape: tuple[int, ...], blocks: Blocks, everywhere: bool
 ) -> jax.Array | None:
-    """Which values are not beyond the end of a partial last block; None if all."""
-    if tiles.axis is None or length is None or length % tiles.block == 0:
-        return None
-    start = pl.program_id(tiles.axis) * tiles.tile[tiles.axis]
-    block = lax.broadcasted_iota(jnp.int32, shape, 0)
-    within = lax.broadcasted_iota(jnp.int32, shape, 1)
-    return start + block * tiles.block + within < length
+    """Which values exist: in the last block, or `everywhere`; None if all do."""
+    valid = None
+    for k, axis in enumerate(tiles.order):
+        unit = tiles.block if k == tiles.axis else 1
+        if blocks.shape[axis] % (tiles.tile[k] if everywhere else unit) == 0:
+            continue
+        index = pl.program_id(k) * tiles.tile[k] + _index(tiles, shape, k)
+        exists = index < blocks.shape[axis]
+        valid = exists if valid is None else valid & exists
+    return valid
+
+
+def _index(tiles: Tiling, shape: tuple[int, ...], k: int) -> jax.Array:
+    """Index of each value of a tile along axis k of the memory order."""
+    if tiles.axis is None:
+        return lax.broadcasted_iota(jnp.int32, shape, k)
+    if k == tiles.axis:
+        block = lax.broadcasted_iota(jnp.int32, shape, 0)
+        return block * tiles.block + lax.broadcasted_iota(jnp.int32, shape, 1)
+    last = len(tiles.order) - 1
+    rest = [n for n in (last - 1, last) if n != tiles.axis]
+    return lax.broadcasted_iota(jnp.int32, shape, 2 + rest.index(k))

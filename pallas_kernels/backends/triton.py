@@ -1,4 +1,4 @@
-"""NVIDIA GPUs: one Pallas kernel per leaf, lowered by Triton, in place.
+"""NVIDIA GPUs: Pallas kernels, one per leaf and pass, lowered by Triton, in place.
 
 An array is row-major here, so a leaf of any rank is (outer, blocked axis, inner) for
 free, and tiles are addressed by their offsets in it. Pallas' Triton backend is
@@ -6,6 +6,7 @@ deprecated from JAX 0.11 on; this is the only file that knows it.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,8 +16,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from ..layout import Blocks
+from ..norms import Sum, read, tile_terms
 from ..step import Leaf, Program, Scalars, tile_step
-from ._call import Call
+from ._call import Call, StepCall
 
 # 8 values a thread: 116 registers on sm_90, so that two programs share a
 # multiprocessor and one loads while the other computes (16 values: 197 registers).
@@ -56,32 +58,25 @@ def leaf_step(
       NotImplementedError: for leaves that this kernel cannot take.
     """
     tiles = _tiles(blocks, program.quantized)
-    call = Call(program, leaf, scalars, key)
+    call = StepCall(program, leaf, scalars, key)
     shapes = [x.shape for x in call.arrays]
 
     def kernel(*refs: Any) -> None:
-        numbers, key, inputs, outputs = call.unpack(refs)
+        numbers, inputs, (key, *outputs) = call.unpack(refs, _layer(tiles, blocks))
+        places = _places(tiles, blocks, shapes)
         at, valid = _offsets(tiles, within=True)
-        scale_at, scale_valid = _offsets(tiles, within=False)
-
-        def where(shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array | None]:
-            return (at, valid) if shape == blocks.shape else (scale_at, scale_valid)
-
-        loaded = [
-            _load(ref, *where(shape)) for ref, shape in zip(inputs, shapes, strict=True)
-        ]
         out = tile_step(
             program,
-            call.leaf(loaded),
+            call.leaf([_load(r, *p) for r, p in zip(inputs, places, strict=True)]),
             numbers,
             axis=1,
-            key=key,
+            key=key[0],
             position=lambda: at,
             valid=valid if tiles.length % tiles.block else None,
         )
         results = zip(outputs, jax.tree.leaves(out), call.written, strict=True)
         for ref, x, i in results:
-            index, mask = where(shapes[i])
+            index, mask = places[i]
             plgpu.store(ref.at[index], x.astype(ref.dtype), mask=mask)
 
     results = pl.pallas_call(
@@ -92,7 +87,7 @@ def leaf_step(
             for i in call.written
         ],
         input_output_aliases=call.aliases,
-        compiler_params=plgpu.CompilerParams(num_warps=_WARPS, num_stages=1),
+        compiler_params=_PARAMS,
         interpret=interpret,
         name=call.name,
     )(*call.operands, *(x.reshape(-1) for x in call.arrays))
@@ -101,12 +96,65 @@ def leaf_step(
     )
 
 
+def leaf_sums(
+    program: Program,
+    blocks: Blocks,
+    leaf: Leaf,
+    scalars: Scalars,
+    sums: Sequence[Sum],
+    *,
+    interpret: Any = False,
+) -> jax.Array:
+    """Sums over each layer of one leaf, float32 of shape (sums, layers).
+
+    Each program writes one number for each sum, without atomics, so that they are
+    added up in one order; that is done outside.
+
+    Raises:
+      NotImplementedError: for leaves that this kernel cannot take.
+    """
+    leaf = read(program, leaf, sums)
+    tiles = _tiles(blocks, program.quantized)
+    call = Call(leaf, scalars)
+    shapes = [x.shape for x in call.arrays]
+    programs = math.prod(tiles.grid)
+
+    def kernel(*refs: Any) -> None:
+        numbers, inputs, (out,) = call.unpack(refs, _layer(tiles, blocks))
+        places = _places(tiles, blocks, shapes)
+        loaded = [_load(r, *p) for r, p in zip(inputs, places, strict=True)]
+        _, valid = _offsets(tiles, within=True)
+        terms = tile_terms(program, call.leaf(loaded), numbers, sums, valid)
+        for k, x in enumerate(terms):
+            plgpu.store(out.at[k * programs + pl.program_id(0)], jnp.sum(x))
+
+    partial = pl.pallas_call(
+        kernel,
+        grid=(programs,),
+        out_shape=jax.ShapeDtypeStruct((len(sums) * programs,), jnp.float32),
+        compiler_params=_PARAMS,
+        interpret=interpret,
+        name="octavo_sums_" + "_".join(sums),
+    )(*call.operands, *(x.reshape(-1) for x in call.arrays))
+    outer = blocks.shape[: blocks.axis] if blocks.layers else ()
+    rest = tuple(1 + k for k in range(len(outer)) if k not in blocks.layers)
+    totals = jnp.sum(partial.reshape(len(sums), *outer, -1), axis=(*rest, -1))
+    return totals.reshape(len(sums), -1)
+
+
+_PARAMS = plgpu.CompilerParams(num_warps=_WARPS, num_stages=1)
+
+
 def _tiles(blocks: Blocks, quantized: bool) -> _Tiles:
     size = math.prod(blocks.shape)
     if size >= 2**31:
         raise NotImplementedError("the Triton kernel counts in 32 bits")
     if not quantized or blocks.axis is None:
+        if blocks.layers:
+            raise NotImplementedError("layers without blocks are left to XLA")
         return _Tiles(1, 1, size, 1, 1, 1024)
+    if any(k >= blocks.axis for k in blocks.layers):
+        raise NotImplementedError("layers inside the blocked axis are left to XLA")
     if blocks.size & (blocks.size - 1):
         raise NotImplementedError(
             f"the Triton kernel needs a power of two as block_size, not {blocks.size}"
@@ -117,6 +165,25 @@ def _tiles(blocks: Blocks, quantized: bool) -> _Tiles:
     fitting = max(_TILE_VALUES // (columns * blocks.size), 1)
     rows = min(fitting, pl.next_power_of_2(blocks.count))
     return _Tiles(size // (length * inner), length, inner, blocks.size, rows, columns)
+
+
+def _layer(tiles: _Tiles, blocks: Blocks) -> Any:
+    """Index of the layer that this tile lies in."""
+    _, down, across = tiles.grid
+    outer, index, inside = pl.program_id(0) // (down * across), 0, tiles.outer
+    for k, n in enumerate(blocks.shape[: blocks.axis]):
+        inside //= n
+        if k in blocks.layers:
+            index = index * n + (outer // inside) % n
+    return index
+
+
+def _places(
+    tiles: _Tiles, blocks: Blocks, shapes: list[tuple[int, ...]]
+) -> list[tuple[jax.Array, jax.Array | None]]:
+    """For each array, where this tile's values lie in it, and which of them exist."""
+    values, scales = (_offsets(tiles, within=yes) for yes in (True, False))
+    return [values if shape == blocks.shape else scales for shape in shapes]
 
 
 def _offsets(tiles: _Tiles, within: bool) -> tuple[jax.Array, jax.Array | None]:

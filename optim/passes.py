@@ -1,0 +1,159 @@
+"""The passes before a step: sums over every leaf, and the operands made of them."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from octavo import pallas_kernels as kernels
+from octavo.pallas_kernels import Leaf, Norms, Program, Scalars, Sum
+
+from .limits import clip_global, clip_percentile
+from .norms import LayerNorms, stacked
+from .settings import LeafPlan, Settings
+
+
+class Job(NamedTuple):
+    """One leaf: how it is stored, what to do, and its arrays."""
+
+    plan: LeafPlan
+    program: Program
+    leaf: Leaf
+
+    @property
+    def idle(self) -> bool:
+        """Integers and empty leaves, which no step changes."""
+        return not self.plan.updated or 0 in self.plan.blocks.shape
+
+
+class Operands(NamedTuple):
+    """What the passes found out.
+
+    Attributes:
+      scalars: for each leaf.
+      take: float32, 1 or 0: whether to take the step; None: always.
+      extra: what becomes of `State.extra` if the step is taken.
+    """
+
+    scalars: list[Scalars]
+    take: jax.Array | None
+    extra: dict[str, Any]
+
+
+Sums = dict[Sum, jax.Array]
+
+
+def operands(
+    settings: Settings,
+    jobs: Sequence[Job],
+    scalars: Sequence[Scalars],
+    extra: dict[str, Any],
+    count: jax.Array,
+) -> Operands:
+    """Run the passes that the options and the rules need: none, one or two.
+
+    Clipping by norms comes before everything else that is measured, and LAMB's
+    direction is no linear function of the gradient: both together take two passes.
+    """
+    scalars, extra = list(scalars), dict(extra)
+    wanted: list[tuple[Sum, ...]] = [_wanted(settings, job) for job in jobs]
+    guards: tuple[Sum, ...] = ("bad",) if settings.skip_nonfinite else ()
+    squares: tuple[Sum, ...] = ("g", *guards)
+    found: list[Sums] = [{} for _ in jobs]
+    if settings.clips_norms:
+        raw = [Scalars(s.learning_rate, ()) for s in scalars]
+        first = _measured(settings, jobs, raw, [squares] * len(jobs))
+        factors = _clip(settings, [x["g"] for x in first], extra, count)
+        scalars = [s._replace(clip=f) for s, f in zip(scalars, factors, strict=True)]
+        found = [{"bad": x["bad"]} if guards else {} for x in first]
+        guards = ()
+    if settings.grad_clip_value is not None:
+        value = jnp.asarray(settings.grad_clip_value, jnp.float32)
+        scalars = [s._replace(clip_value=value) for s in scalars]
+    second = _measured(settings, jobs, scalars, [(*w, *guards) for w in wanted])
+    found = [a | b for a, b in zip(found, second, strict=True)]
+
+    norms = [_norms(x) for x in found]
+    ratios = [_ratio(job, norm) for job, norm in zip(jobs, norms, strict=True)]
+    if settings.record_norms:
+        rows = zip(jobs, norms, ratios, strict=True)
+        extra["norms"] = stacked([_recorded(*row) for row in rows])
+    take = None
+    if settings.skip_nonfinite:
+        bad = sum((jnp.sum(x["bad"]) for x in found), jnp.float32(0.0))
+        take = jnp.where(bad > 0.0, 0.0, 1.0)
+    scalars = [
+        s._replace(ratio=r, take=take) for s, r in zip(scalars, ratios, strict=True)
+    ]
+    return Operands(scalars, take, extra)
+
+
+def _wanted(settings: Settings, job: Job) -> tuple[Sum, ...]:
+    """The sums that a leaf's ratio needs, or that are recorded."""
+    rule = job.program.rule
+    if settings.record_norms or (rule.ratio is not None and rule.scales == "gradient"):
+        return ("p", "g", "x")
+    return () if rule.ratio is None else ("p", "x")
+
+
+def _measured(
+    settings: Settings,
+    jobs: Sequence[Job],
+    scalars: Sequence[Scalars],
+    wanted: Sequence[tuple[Sum, ...]],
+) -> list[Sums]:
+    """Sums over each layer of every leaf, all reduced together."""
+    parts = []
+    for job, s, sums in zip(jobs, scalars, wanted, strict=True):
+        layers = job.plan.blocks.layer_count
+        if not sums or job.idle:
+            parts.append(jnp.zeros((len(sums), layers)))
+            continue
+        program, blocks = job.program, job.plan.blocks
+        backend = settings.backend
+        parts.append(kernels.leaf_sums(backend, program, blocks, job.leaf, s, sums))
+    return [
+        dict(zip(sums, part, strict=True))
+        for sums, part in zip(wanted, parts, strict=True)
+    ]
+
+
+def _clip(
+    settings: Settings,
+    layers: Sequence[jax.Array],
+    extra: dict[str, Any],
+    count: jax.Array,
+) -> list[jax.Array]:
+    """The factor of each leaf's gradient, from its squares; updates the history."""
+    if not layers:
+        return []
+    squares = jnp.stack([jnp.sum(x) for x in layers])
+    factor = jnp.ones_like(squares)
+    percentile = settings.percentile_clipping
+    if percentile is not None:
+        history = extra["clip_history"]
+        factor, history = clip_percentile(squares, history, count, percentile)
+        extra["clip_history"] = history
+    if settings.grad_clip_norm is not None:
+        clipped = jnp.where(factor > 0.0, factor * factor * squares, 0.0)
+        factor = factor * clip_global(clipped, settings.grad_clip_norm)
+    return list(factor)
+
+
+def _norms(sums: Sums) -> Norms | None:
+    if "x" not in sums:
+        return None
+    g = jnp.sqrt(sums["g"]) if "g" in sums else None
+    return Norms(jnp.sqrt(sums["p"]), g, jnp.sqrt(sums["x"]))
+
+
+def _ratio(job: Job, norms: Norms | None) -> jax.Array | None:
+    ratio = job.program.rule.ratio
+    return None if ratio is None or norms is None else ratio(norms)
+
+
+def _recorded(job: Job, norms: Norms | None, ratio: jax.Array | None) -> LayerNorms:
+    assert norms is not None and norms.g is not None
+    shown = jnp.ones_like(norms.p) if ratio is None else ratio
+    return LayerNorms(norms.p, norms.g, norms.x, shown)
