@@ -87,7 +87,8 @@ def lamb(
     check_not_negative(weight_decay=weight_decay)
     check_bounds(trust_ratio_bounds=trust_ratio_bounds, ratio_bounds=ratio_bounds)
 
-    def ratio(norm: Norms) -> jax.Array:
+    def ratio(norm: Norms, decay: jax.Array) -> jax.Array:
+        del decay
         phi = _clamped(norm.p, trust_ratio_bounds)
         r = _clamped(phi / norm.x, ratio_bounds)
         return jnp.where((norm.p > 0.0) & (norm.x > 0.0), r, 1.0)

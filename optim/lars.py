@@ -140,11 +140,11 @@ def lars(
         )
     rate_first = not limited if learning_rate_first is None else learning_rate_first
 
-    def ratio(norm: Norms) -> jax.Array:
+    def ratio(norm: Norms, decay: jax.Array) -> jax.Array:
         length = norm.x
         if decay_norm == "apart":
             assert norm.g is not None
-            length = norm.g + weight_decay * norm.p
+            length = norm.g + decay * norm.p
         r = trust_coefficient * norm.p / (length + eps)
         return jnp.where((norm.p > 0.0) & (length > 0.0), r, 1.0)
 

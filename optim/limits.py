@@ -18,11 +18,11 @@ def limited(rule: Rule, max_unorm: Any) -> Rule:
     those have no limit.
     """
 
-    def ratio(norm: Norms) -> jax.Array:
+    def ratio(norm: Norms, decay: jax.Array) -> jax.Array:
         limit = max_unorm * norm.p
         exceeds = (norm.x > limit) & (norm.p > 0.0)
         r = jnp.where(exceeds, limit / norm.x, 1.0)
-        return r if rule.ratio is None else jnp.minimum(r, rule.ratio(norm))
+        return r if rule.ratio is None else jnp.minimum(r, rule.ratio(norm, decay))
 
     assert rule.ratio is None or rule.scales == "direction"
     return replace(rule, ratio=ratio, scales="direction")

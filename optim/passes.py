@@ -75,7 +75,7 @@ def operands(
     found = [a | b for a, b in zip(found, second, strict=True)]
 
     norms = [_norms(x) for x in found]
-    ratios = [_ratio(job, norm) for job, norm in zip(jobs, norms, strict=True)]
+    ratios = [_ratio(*x) for x in zip(jobs, norms, scalars, strict=True)]
     if settings.record_norms:
         rows = zip(jobs, norms, ratios, strict=True)
         extra["norms"] = stacked([_recorded(*row) for row in rows])
@@ -148,9 +148,12 @@ def _norms(sums: Sums) -> Norms | None:
     return Norms(jnp.sqrt(sums["p"]), g, jnp.sqrt(sums["x"]))
 
 
-def _ratio(job: Job, norms: Norms | None) -> jax.Array | None:
+def _ratio(job: Job, norms: Norms | None, scalars: Scalars) -> jax.Array | None:
     ratio = job.program.rule.ratio
-    return None if ratio is None or norms is None else ratio(norms)
+    if ratio is None or norms is None:
+        return None
+    decay = jnp.float32(0.0) if scalars.decay is None else scalars.decay
+    return ratio(norms, decay)
 
 
 def _recorded(job: Job, norms: Norms | None, ratio: jax.Array | None) -> LayerNorms:

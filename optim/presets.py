@@ -72,13 +72,13 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                 "ratio_bounds": (0.01, 10.0),
                 "bias_correction": False,
             },
-            "DeepSpeed FusedLamb",
+            "DeepSpeed 0.19 FusedLamb",
             _correct_the_rate,
         ),
         "lamb-optax": Preset(lamb, {"adapt_mask": True}, "optax.lamb"),
-        "lamb-braintools": Preset(lamb, {"adapt_mask": True}, "braintools Lamb"),
+        "lamb-braintools": Preset(lamb, {"adapt_mask": True}, "braintools 0.3 Lamb"),
         "lamb-bitsandbytes": Preset(
-            adamw, {"weight_decay": 0.0, "max_unorm": 1.0}, "bitsandbytes LAMB"
+            adamw, {"weight_decay": 0.0, "max_unorm": 1.0}, "bitsandbytes 0.50 LAMB"
         ),
         "lars-paper": Preset(
             lars,
@@ -89,9 +89,11 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "lars-braintools": Preset(
             lars,
             {"adapt_mask": True, "eps": 1e-8, "learning_rate_first": False},
-            "braintools Lars",
+            "braintools 0.3 Lars",
         ),
-        "lars-bitsandbytes": Preset(lars, {"max_unorm": 0.02}, "bitsandbytes LARS"),
+        "lars-bitsandbytes": Preset(
+            lars, {"max_unorm": 0.02}, "bitsandbytes 0.50 LARS"
+        ),
     }
 )
 

@@ -83,7 +83,8 @@ class Rule:
         elementwise. `p` may be None where `needs_params` is False.
       needs_params: whether `direction` reads p.
       decay: weight decay, or None.
-      ratio: a factor for each layer from its norms; None: 1.
+      ratio: a factor for each layer from its norms and its weight decay (0 where it has
+        none); None: 1.
       scales: what the ratio multiplies, and whose norm is `Norms.x`: the
         `"gradient"`, with its decay, on its way into the moments (LARS), or the
         `"direction"` (LAMB).
@@ -95,6 +96,6 @@ class Rule:
     direction: Direction
     needs_params: bool = False
     decay: Decay | None = None
-    ratio: Callable[[Norms], jax.Array] | None = None
+    ratio: Callable[[Norms, jax.Array], jax.Array] | None = None
     scales: Literal["gradient", "direction"] = "direction"
     rate_first: bool = False

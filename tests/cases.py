@@ -16,12 +16,23 @@ from octavo import optim
 
 
 class RuleCase(NamedTuple):
-    """An optimizer, the optax one that it equals in 32 bits, and its formula."""
+    """An optimizer, the optax one that it equals in 32 bits, and its formula.
+
+    Attributes:
+      ours: makes it.
+      optax: makes the other.
+      kwargs: for both, and for the formula.
+      numpy: `(p, grads, lr, **kwargs)` to the last p, in float64.
+      kernels: passes over a leaf in one step.
+      pure: whether the moments depend on gradients alone, not on parameters.
+    """
 
     ours: Callable[..., optim.Transformation]
     optax: Callable[..., optax.GradientTransformation]
     kwargs: dict[str, Any]
     numpy: Callable[..., Any]
+    kernels: int = 1
+    pure: bool = True
 
 
 def adamw_float64(
@@ -45,11 +56,61 @@ def adamw_float64(
     return p
 
 
+def lamb_float64(
+    p: np.ndarray,
+    grads: list[np.ndarray],
+    lr: float,
+    weight_decay: float,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-6,
+) -> np.ndarray:
+    """arXiv 1904.00962 v5, algorithm 2, phi the identity, in float64."""
+    b1, b2 = float(np.float32(b1)), float(np.float32(b2))
+    p, m, v = p.astype(np.float64), np.zeros(p.shape), np.zeros(p.shape)
+    for t, g in enumerate(grads, 1):
+        m = b1 * m + (1 - b1) * g
+        v = b2 * v + (1 - b2) * g.astype(np.float64) ** 2
+        r = m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + eps)
+        u = r + weight_decay * p
+        p = p - lr * np.linalg.norm(p) / np.linalg.norm(u) * u
+    return p
+
+
+def lars_float64(
+    p: np.ndarray,
+    grads: list[np.ndarray],
+    lr: float,
+    weight_decay: float,
+    trust_coefficient: float,
+    momentum: float = 0.9,
+) -> np.ndarray:
+    """arXiv 1708.03888, algorithm 1, but with the norm of the sum, in float64."""
+    p, m = p.astype(np.float64), np.zeros(p.shape)
+    for g in grads:
+        g = g + weight_decay * p
+        rate = lr * trust_coefficient * np.linalg.norm(p) / np.linalg.norm(g)
+        m = momentum * m + rate * g
+        p = p - m
+    return p
+
+
 RULES: dict[str, RuleCase] = {
     "adam": RuleCase(optim.adam, optax.adam, {}, adamw_float64),
     "adam-b2": RuleCase(optim.adam, optax.adam, {"b1": 0.8, "b2": 0.95}, adamw_float64),
     "adamw": RuleCase(
         optim.adamw, optax.adamw, {"weight_decay": 0.1, "eps": 1e-6}, adamw_float64
+    ),
+    "lamb": RuleCase(
+        optim.lamb, optax.lamb, {"weight_decay": 0.1}, lamb_float64, kernels=2
+    ),
+    "lars": RuleCase(
+        optim.lars,
+        optax.lars,
+        {"weight_decay": 0.1, "trust_coefficient": 0.5},
+        lars_float64,
+        kernels=2,
+        pure=False,
     ),
 }
 

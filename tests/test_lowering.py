@@ -49,7 +49,7 @@ def test_step_is_one_kernel_in_place(
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("target", TARGETS)
-def test_every_rule_lowers_and_every_leaf_has_one_kernel(
+def test_every_rule_lowers_and_every_leaf_has_one_kernel_for_each_pass(
     target: str, rule: str
 ) -> None:
     case = RULES[rule]
@@ -58,11 +58,14 @@ def test_every_rule_lowers_and_every_leaf_has_one_kernel(
         "embed": jax.ShapeDtypeStruct((5000, 768), jnp.float32),
         "layers": [jax.ShapeDtypeStruct((768, 768), jnp.float32) for _ in range(3)],
     }
-    text = compiled_step(target, tx, tree, tree).as_text()
+    compiled = compiled_step(target, tx, tree, tree)
+    expect_in_place(compiled, smallest_leaf=768 * 768)
+    text = compiled.as_text()
     if backend_of(target) == "tpu":
-        assert len(re.findall(KERNEL["tpu"], text)) == 4
+        assert len(re.findall(KERNEL["tpu"], text)) == 4 * case.kernels
     else:
         assert len(re.findall(r"octavo_step\w*", text)) >= 4
+        assert bool(re.search(r"octavo_sums\w*", text)) == (case.kernels == 2)
 
 
 def expect_in_place(compiled: Any, smallest_leaf: int) -> None:

@@ -9,6 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+
+from octavo import optim
+
+from cases import adamw_float64
 from large_batch import (
     PRESETS,
     Mask,
@@ -27,12 +31,8 @@ from large_batch import (
     lars_paper,
     percentile_clipped,
 )
-from test_rules import run_step, run_update
-
-from octavo import optim
-
-from cases import adamw_float64
 from oracle import optax_run
+from test_rules import run_step, run_update
 
 MASK: Mask = {"kernel": True, "bias": False, "zero": True}
 ALL: Mask = dict.fromkeys(MASK, True)
