@@ -218,7 +218,8 @@ class _Optimizer:
             return job.leaf._replace(g=_zeros_like(job.leaf.g))
         key = kernels.key(self.settings.seed, count, job.plan.path)
         backend, blocks = self.settings.backend, job.plan.blocks
-        return kernels.leaf_step(backend, job.program, blocks, job.leaf, scalars, key)
+        noise = kernels.Noise(key, jnp.int32(0))
+        return kernels.leaf_step(backend, job.program, blocks, job.leaf, scalars, noise)
 
 
 _NO_PARAMS = (

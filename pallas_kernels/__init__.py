@@ -9,6 +9,7 @@ from .formats import Format as Format
 from .layout import Blocks as Blocks
 from .layout import blocks_of as blocks_of
 from .norms import Sum as Sum
+from .rounding import Noise as Noise
 from .rounding import key as key
 from .rule import Decay as Decay
 from .rule import Norms as Norms

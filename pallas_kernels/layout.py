@@ -21,13 +21,14 @@ class Blocks:
 
     The last block may be partial. `axis` is None for 0-d leaves. What lies at one
     index of the axes `layers` is a layer, and has norms and a ratio of its own; a leaf
-    without such axes is one layer.
+    without such axes is one layer. `whole` is the global shape where this is a shard.
     """
 
     shape: tuple[int, ...]
     axis: int | None
     size: int
     layers: tuple[int, ...] = ()
+    whole: tuple[int, ...] | None = None
 
     @property
     def count(self) -> int:
@@ -53,8 +54,9 @@ class Blocks:
 
     @property
     def strides(self) -> tuple[int, ...]:
-        """Row-major strides of the leaf, in values."""
-        return tuple(math.prod(self.shape[k + 1 :]) for k in range(len(self.shape)))
+        """Row-major strides of the whole leaf, in values."""
+        shape = self.shape if self.whole is None else self.whole
+        return tuple(math.prod(shape[k + 1 :]) for k in range(len(shape)))
 
 
 def blocks_of(

@@ -7,11 +7,25 @@ are equal on every device.
 """
 
 import zlib
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+
+
+class Noise(NamedTuple):
+    """What the random numbers of one leaf in one step start from: int32 scalars.
+
+    Args:
+      key: from `key`.
+      origin: position in the whole leaf of the first value of this shard of it,
+        modulo 2**32; 0 for a whole leaf.
+    """
+
+    key: jax.Array
+    origin: jax.Array
 
 
 def _int32(constant: int) -> np.int32:

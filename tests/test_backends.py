@@ -18,6 +18,7 @@ from octavo.pallas_kernels import FORMATS as KERNEL_FORMATS
 from octavo.pallas_kernels import (
     Decay,
     Leaf,
+    Noise,
     Program,
     Scalars,
     backends,
@@ -52,7 +53,8 @@ def run(backend: Any, program: Program, blocks: Any, p: Any, grads: list[Any]) -
     def step(leaf: Leaf, t: jax.Array) -> Leaf:
         rate, t32 = jnp.float32(0.01), t.astype(jnp.float32)
         scalars = Scalars(rate, RULE.scalars(t32, rate), decay=jnp.float32(0.1))
-        return backend(program, blocks, leaf, scalars, key(0, t, "leaf"))
+        noise = Noise(key(0, t, "leaf"), jnp.int32(0))
+        return backend(program, blocks, leaf, scalars, noise)
 
     for t, g in enumerate(grads, 1):
         leaf = step(leaf._replace(g=g), jnp.int32(t))

@@ -1,6 +1,6 @@
 """Where a leaf's step runs: a kernel where there is one for the device, else XLA.
 
-A backend is a module with `leaf_step(program, blocks, leaf, scalars, key)` and
+A backend is a module with `leaf_step(program, blocks, leaf, scalars, noise)` and
 `leaf_sums(program, blocks, leaf, scalars, sums)`. They raise `NotImplementedError` for
 a leaf that they cannot take, which then goes to XLA.
 """
@@ -14,6 +14,7 @@ import jax
 
 from ..layout import Blocks
 from ..norms import Sum
+from ..rounding import Noise
 from ..step import Leaf, Program, Scalars
 from . import tpu, triton, xla
 
@@ -27,10 +28,10 @@ def leaf_step(
     blocks: Blocks,
     leaf: Leaf,
     scalars: Scalars,
-    key: jax.Array,
+    noise: Noise,
 ) -> Leaf:
     """One step of one leaf, on the named backend or the best one (None)."""
-    return _run("leaf_step", backend, program, blocks, leaf, scalars, key)
+    return _run("leaf_step", backend, program, blocks, leaf, scalars, noise)
 
 
 def leaf_sums(

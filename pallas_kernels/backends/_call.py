@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..rounding import Noise
 from ..step import Leaf, Program, Scalars
 
 
@@ -12,11 +13,11 @@ class Call:
     """The operands of one leaf's `pallas_call`.
 
     They are the scalars (one float32 vector, which ends with the ratio of each layer),
-    the key if there is one (int32), and the leaf's arrays.
+    the noise if there is any (two int32), and the leaf's arrays.
     """
 
     def __init__(
-        self, leaf: Leaf, scalars: Scalars, key: jax.Array | None = None
+        self, leaf: Leaf, scalars: Scalars, noise: Noise | None = None
     ) -> None:
         assert leaf.g is not None
         for x in (leaf.g, leaf.p):
@@ -31,13 +32,13 @@ class Call:
         ratio = [] if scalars.ratio is None else [scalars.ratio.astype(jnp.float32)]
         numbers, self._scalars_treedef = jax.tree.flatten(scalars._replace(ratio=None))
         vector = jnp.concatenate([jnp.stack(numbers).astype(jnp.float32), *ratio])
-        self.operands = [vector] if key is None else [vector, key.reshape(1)]
+        self.operands = [vector] if noise is None else [vector, jnp.stack(noise)]
 
     def unpack(self, refs: Any, layer: Any) -> tuple[Scalars, list[Any], list[Any]]:
         """In the kernel: the scalars of a layer, and what `operands` do not hold.
 
         Returns:
-          Scalars, references to the arrays, and the key's, if any, and the outputs'.
+          Scalars, references to the arrays, and the noise's, if any, and the outputs'.
         """
         vector, *rest = refs
         count = self._scalars_treedef.num_leaves
@@ -57,11 +58,11 @@ class StepCall(Call):
     """A `Call` whose results overwrite arrays: p, or for an update g; codes; scales."""
 
     def __init__(
-        self, program: Program, leaf: Leaf, scalars: Scalars, key: jax.Array
+        self, program: Program, leaf: Leaf, scalars: Scalars, noise: Noise
     ) -> None:
         if not program.reads_parameter:
             leaf = leaf._replace(p=None)
-        super().__init__(leaf, scalars, key)
+        super().__init__(leaf, scalars, noise)
         numbered = self.leaf(list(range(len(self.arrays))))  # type: ignore[arg-type]
         replaced = (
             numbered._replace(g=None) if program.in_place else numbered._replace(p=None)

@@ -16,6 +16,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from ..layout import Blocks, positions, wrap
 from ..norms import Sum, read, tile_terms
+from ..rounding import Noise
 from ..step import Leaf, Program, Scalars, tile_step
 from ._call import Call, StepCall
 from ._memory import Tiling, tiling
@@ -26,7 +27,7 @@ def leaf_step(
     blocks: Blocks,
     leaf: Leaf,
     scalars: Scalars,
-    key: jax.Array,
+    noise: Noise,
     *,
     interpret: Any = False,
 ) -> Leaf:
@@ -37,18 +38,18 @@ def leaf_step(
       blocks: how the leaf is cut.
       leaf: its arrays.
       scalars: operands of the step.
-      key: int32, for unbiased rounding.
+      noise: for unbiased rounding.
       interpret: as in `pl.pallas_call`; `pltpu.InterpretParams()` simulates a TPU.
 
     Raises:
       NotImplementedError: for leaves that this kernel cannot take.
     """
     tiles = _tiles(blocks, program.quantized)
-    call = StepCall(program, leaf, scalars, key)
+    call = StepCall(program, leaf, scalars, noise)
     strides = tuple(blocks.strides[k] for k in tiles.order)
 
     def kernel(*refs: Any) -> None:
-        numbers, inputs, (key, *outputs) = call.unpack(refs, _layer(tiles, blocks))
+        numbers, inputs, (start, *outputs) = call.unpack(refs, _layer(tiles, blocks))
         data = _dimensions(tiles, tiles.tile)
         loaded = [_canonical(tiles, ref[...]) for ref in inputs]
         out = tile_step(
@@ -56,8 +57,8 @@ def leaf_step(
             call.leaf(loaded),
             numbers,
             axis=1,
-            key=key[0],
-            position=lambda: _positions(tiles, data, strides),
+            key=start[0],
+            position=lambda: _positions(tiles, data, strides, start[1]),
             valid=_valid(tiles, data, blocks, everywhere=False),
         )
         for ref, x in zip(outputs, jax.tree.leaves(out), strict=True):
@@ -202,10 +203,9 @@ def _widen(x: jax.Array) -> jax.Array:
 
 
 def _positions(
-    tiles: Tiling, shape: tuple[int, ...], strides: tuple[int, ...]
+    tiles: Tiling, shape: tuple[int, ...], strides: tuple[int, ...], start: jax.Array
 ) -> jax.Array:
-    """Global position of each value of this tile."""
-    start = jnp.int32(0)
+    """Global position of each value of this tile, the leaf's first being `start`."""
     for k, (n, stride) in enumerate(zip(tiles.tile, strides, strict=True)):
         start = start + pl.program_id(k) * wrap(n * stride)
     if tiles.axis is None:

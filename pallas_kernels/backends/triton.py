@@ -15,8 +15,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from ..layout import Blocks
+from ..layout import Blocks, wrap
 from ..norms import Sum, read, tile_terms
+from ..rounding import Noise
 from ..step import Leaf, Program, Scalars, tile_step
 from ._call import Call, StepCall
 
@@ -48,7 +49,7 @@ def leaf_step(
     blocks: Blocks,
     leaf: Leaf,
     scalars: Scalars,
-    key: jax.Array,
+    noise: Noise,
     *,
     interpret: Any = False,
 ) -> Leaf:
@@ -58,11 +59,11 @@ def leaf_step(
       NotImplementedError: for leaves that this kernel cannot take.
     """
     tiles = _tiles(blocks, program.quantized)
-    call = StepCall(program, leaf, scalars, key)
+    call = StepCall(program, leaf, scalars, noise)
     shapes = [x.shape for x in call.arrays]
 
     def kernel(*refs: Any) -> None:
-        numbers, inputs, (key, *outputs) = call.unpack(refs, _layer(tiles, blocks))
+        numbers, inputs, (start, *outputs) = call.unpack(refs, _layer(tiles, blocks))
         places = _places(tiles, blocks, shapes)
         at, valid = _offsets(tiles, within=True)
         out = tile_step(
@@ -70,8 +71,8 @@ def leaf_step(
             call.leaf([_load(r, *p) for r, p in zip(inputs, places, strict=True)]),
             numbers,
             axis=1,
-            key=key[0],
-            position=lambda: at,
+            key=start[0],
+            position=lambda: _position(tiles, blocks, at, start[1]),
             valid=valid if tiles.length % tiles.block else None,
         )
         results = zip(outputs, jax.tree.leaves(out), call.written, strict=True)
@@ -210,6 +211,29 @@ def _offsets(tiles: _Tiles, within: bool) -> tuple[jax.Array, jax.Array | None]:
         inside = j < tiles.inner
         exists = inside if exists is None else exists & inside
     return offsets, exists
+
+
+def _position(
+    tiles: _Tiles, blocks: Blocks, at: jax.Array, start: jax.Array
+) -> jax.Array:
+    """Position in the whole leaf of the values at these offsets in this shard of it."""
+    position, rest, inside = start, at, math.prod(blocks.shape)
+    for length, stride in _merged(blocks):
+        inside //= length
+        index = rest if inside == 1 else lax.div(rest, jnp.full_like(rest, inside))
+        position = position + index * wrap(stride)
+        rest = rest - index * inside
+    return position
+
+
+def _merged(blocks: Blocks) -> list[tuple[int, int]]:
+    """Length and stride of each axis, where axes that need no division are one."""
+    merged: list[tuple[int, int]] = []
+    for length, stride in zip(blocks.shape, blocks.strides, strict=True):
+        if merged and merged[-1][1] == length * stride:
+            length *= merged.pop()[0]
+        merged.append((length, stride))
+    return merged
 
 
 def _load(ref: Any, index: jax.Array, mask: jax.Array | None) -> jax.Array:

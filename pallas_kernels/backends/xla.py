@@ -10,16 +10,17 @@ import jax.numpy as jnp
 
 from ..layout import Blocks, merge, positions, split
 from ..norms import Sum, read, tile_terms
+from ..rounding import Noise
 from ..step import Leaf, Program, Scalars, tile_step
 
 
 def leaf_step(
-    program: Program, blocks: Blocks, leaf: Leaf, scalars: Scalars, key: jax.Array
+    program: Program, blocks: Blocks, leaf: Leaf, scalars: Scalars, noise: Noise
 ) -> Leaf:
     """One step of one leaf of any shape and floating or complex type."""
     if _is_complex(leaf):
         blocks, leaf = _paired(blocks, leaf)
-        out = leaf_step(program, blocks, leaf, scalars, key)
+        out = leaf_step(program, blocks, leaf, scalars, noise)
         return jax.tree.map(lambda x: jax.lax.complex(x[..., 0], x[..., 1]), out)
     ratio = scalars.ratio
     if ratio is not None:
@@ -31,8 +32,8 @@ def leaf_step(
             leaf,
             scalars,
             axis=0,
-            key=key,
-            position=lambda: positions(blocks.shape, blocks.strides, 0),
+            key=noise.key,
+            position=lambda: positions(blocks.shape, blocks.strides, noise.origin),
         )
     assert blocks.axis is not None
     within = blocks.axis + 1
@@ -50,8 +51,8 @@ def leaf_step(
         parts,
         scalars,
         axis=within,
-        key=key,
-        position=lambda: positions(shape, tuple(split_strides), 0),
+        key=noise.key,
+        position=lambda: positions(shape, tuple(split_strides), noise.origin),
     )
     return Leaf(
         g=None if out.g is None else merge(out.g, blocks),
@@ -106,5 +107,6 @@ def _is_complex(leaf: Leaf) -> bool:
 
 def _paired(blocks: Blocks, leaf: Leaf) -> tuple[Blocks, Leaf]:
     """Real and imaginary parts as a last axis of real arrays."""
-    pairs = Blocks((*blocks.shape, 2), None, 1, blocks.layers)
+    whole = None if blocks.whole is None else (*blocks.whole, 2)
+    pairs = Blocks((*blocks.shape, 2), None, 1, blocks.layers, whole)
     return pairs, jax.tree.map(lambda x: jnp.stack([x.real, x.imag], axis=-1), leaf)
