@@ -13,8 +13,10 @@ from octavo.pallas_kernels import Leaf, Program, Rule, Scalars, Slot
 from .limits import HISTORY, limited
 from .norms import no_norms
 from .options import Options
-from .passes import Job, Operands, operands
+from .passes import Operands, operands
+from .placement import placements, zeros
 from .settings import LeafPlan, Settings
+from .shards import Job, tell_straddling, tree_step
 from .state import State, scale_name
 from .tree import (
     AXES,
@@ -98,19 +100,22 @@ class _Optimizer:
     def init(self, params: Any) -> State:
         leaves = Leaves.of(params)
         plans = self._plans(leaves)
+        where = placements(self.settings.sharding, leaves)
+        each = list(zip(plans, leaves.leaves, where, strict=True))
         moments, scales = {}, {}
-        for k, slot in enumerate(self.slots):
+        quantizes = self.settings.quantizes(self.slots)
+        for k, (slot, quantized) in enumerate(zip(self.slots, quantizes, strict=True)):
             codes = [
-                jnp.zeros_like(p, dtype=plan.moment_dtype(k))
-                for plan, p in zip(plans, leaves.leaves, strict=True)
+                zeros(plan.blocks.shape, plan.moment_dtype(k), p, sharding)
+                for plan, p, sharding in each
             ]
             moments[slot.name] = leaves.replaced(codes)
-        for slot, quantized in zip(
-            self.slots, self.settings.quantizes(self.slots), strict=True
-        ):
             if quantized:
-                zeros = [jnp.zeros(x.blocks.scale_shape, jnp.bfloat16) for x in plans]
-                scales[scale_name(slot.name)] = leaves.replaced(zeros)
+                empty = [
+                    zeros(plan.blocks.scale_shape, jnp.bfloat16, p, sharding)
+                    for plan, p, sharding in each
+                ]
+                scales[scale_name(slot.name)] = leaves.replaced(empty)
         count = jnp.zeros((), jnp.int32)
         return State(count, moments, scales, self._extra(plans))
 
@@ -157,16 +162,23 @@ class _Optimizer:
         check_gradients(g, p, old.codes[0])
         plans = self._plans(p or g)
         rules = self._rules(plans, params, p or g)
+        settings, where = self.settings, placements(self.settings.sharding, p or g)
         jobs = [
-            Job(plan, Program(rule, plan.formats, in_place), _leaf(plan, i, g, p, old))
-            for i, (plan, rule) in enumerate(zip(plans, rules, strict=True))
+            Job(
+                plan,
+                Program(rule, plan.formats, in_place),
+                _leaf(plan, i, g, p, old),
+                sharding,
+            )
+            for i, (plan, rule, sharding) in enumerate(
+                zip(plans, rules, where, strict=True)
+            )
         ]
+        tell_straddling(jobs)
         scalars = self._scalars(rules, state.count)
-        passed = operands(self.settings, jobs, scalars, state.extra, state.count)
-        results = [
-            self._step_leaf(job, s, state.count)
-            for job, s in zip(jobs, passed.scalars, strict=True)
-        ]
+        passed = operands(settings, jobs, scalars, state.extra, state.count)
+        keys = [kernels.key(settings.seed, state.count, plan.path) for plan in plans]
+        results = tree_step(settings.backend, jobs, passed.scalars, keys)
         shown = p if in_place and p is not None else g
         out = shown.replaced([r.p if in_place else r.g for r in results])
         return out, _replaced(state, self.slots, old, results, passed)
@@ -213,14 +225,6 @@ class _Optimizer:
             for rule in rules
         ]
 
-    def _step_leaf(self, job: Job, scalars: Scalars, count: jax.Array) -> Leaf:
-        if job.idle:
-            return job.leaf._replace(g=_zeros_like(job.leaf.g))
-        key = kernels.key(self.settings.seed, count, job.plan.path)
-        backend, blocks = self.settings.backend, job.plan.blocks
-        noise = kernels.Noise(key, jnp.int32(0))
-        return kernels.leaf_step(backend, job.program, blocks, job.leaf, scalars, noise)
-
 
 _NO_PARAMS = (
     "this optimizer needs the current parameters: call "
@@ -242,10 +246,6 @@ def _leaf(
     return Leaf(
         gradient, None if p is None else jnp.asarray(p.leaves[i]), codes, scales
     )
-
-
-def _zeros_like(g: Any) -> Any:
-    return g if g.dtype == jax.dtypes.float0 else jnp.zeros_like(g)
 
 
 def _replaced(

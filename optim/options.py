@@ -47,6 +47,11 @@ class Options(TypedDict, total=False):
       record_norms: keep the last step's norms and ratios in the state, for
         `octavo.optim.last_norms`. Optimizers with a trust ratio compute them anyway;
         others take a second pass over their state. Default False.
+      sharding: how parameters lie on the devices: a tree of `NamedSharding` like them,
+        as `jax.tree.map(lambda p: p.sharding, params)` gives (or a prefix; or
+        PartitionSpecs, within `jax.set_mesh`). Default None: the types of the arrays
+        tell where the mesh has explicit axes, as `jax.make_mesh` gives it; on several
+        devices where they do not, the step is left to XLA.
       backend: `"xla"`, `"tpu"` or `"triton"`. Default None: the kernel of the device
         that JAX uses, and XLA for small, 1-D and unquantized leaves.
       seed: int, of the unbiased rounding; the random numbers are a function of it, the
@@ -64,6 +69,7 @@ class Options(TypedDict, total=False):
     max_unorm: float | None
     skip_nonfinite: bool
     record_norms: bool
+    sharding: Any
     backend: str | None
     seed: int
 

@@ -1,30 +1,17 @@
 """The passes before a step: sums over every leaf, and the operands made of them."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
-from octavo import pallas_kernels as kernels
-from octavo.pallas_kernels import Leaf, Norms, Program, Scalars, Sum
+from octavo.pallas_kernels import Norms, Scalars, Sum
 
 from .limits import clip_global, clip_percentile
 from .norms import LayerNorms, stacked
-from .settings import LeafPlan, Settings
-
-
-class Job(NamedTuple):
-    """One leaf: how it is stored, what to do, and its arrays."""
-
-    plan: LeafPlan
-    program: Program
-    leaf: Leaf
-
-    @property
-    def idle(self) -> bool:
-        """Integers and empty leaves, which no step changes."""
-        return not self.plan.updated or 0 in self.plan.blocks.shape
+from .settings import Settings
+from .shards import Job, tree_sums
 
 
 class Operands(NamedTuple):
@@ -41,7 +28,7 @@ class Operands(NamedTuple):
     extra: dict[str, Any]
 
 
-Sums = dict[Sum, jax.Array]
+Sums: TypeAlias = dict[Sum, jax.Array]
 
 
 def operands(
@@ -63,7 +50,7 @@ def operands(
     found: list[Sums] = [{} for _ in jobs]
     if settings.clips_norms:
         raw = [Scalars(s.learning_rate, ()) for s in scalars]
-        first = _measured(settings, jobs, raw, [squares] * len(jobs))
+        first = tree_sums(settings.backend, jobs, raw, [squares] * len(jobs))
         factors = _clip(settings, [x["g"] for x in first], extra, count)
         scalars = [s._replace(clip=f) for s, f in zip(scalars, factors, strict=True)]
         found = [{"bad": x["bad"]} if guards else {} for x in first]
@@ -71,7 +58,7 @@ def operands(
     if settings.grad_clip_value is not None:
         value = jnp.asarray(settings.grad_clip_value, jnp.float32)
         scalars = [s._replace(clip_value=value) for s in scalars]
-    second = _measured(settings, jobs, scalars, [(*w, *guards) for w in wanted])
+    second = tree_sums(settings.backend, jobs, scalars, [(*w, *guards) for w in wanted])
     found = [a | b for a, b in zip(found, second, strict=True)]
 
     norms = [_norms(x) for x in found]
@@ -95,28 +82,6 @@ def _wanted(settings: Settings, job: Job) -> tuple[Sum, ...]:
     if settings.record_norms or (rule.ratio is not None and rule.scales == "gradient"):
         return ("p", "g", "x")
     return () if rule.ratio is None else ("p", "x")
-
-
-def _measured(
-    settings: Settings,
-    jobs: Sequence[Job],
-    scalars: Sequence[Scalars],
-    wanted: Sequence[tuple[Sum, ...]],
-) -> list[Sums]:
-    """Sums over each layer of every leaf, all reduced together."""
-    parts = []
-    for job, s, sums in zip(jobs, scalars, wanted, strict=True):
-        layers = job.plan.blocks.layer_count
-        if not sums or job.idle:
-            parts.append(jnp.zeros((len(sums), layers)))
-            continue
-        program, blocks = job.program, job.plan.blocks
-        backend = settings.backend
-        parts.append(kernels.leaf_sums(backend, program, blocks, job.leaf, s, sums))
-    return [
-        dict(zip(sums, part, strict=True))
-        for sums, part in zip(wanted, parts, strict=True)
-    ]
 
 
 def _clip(

@@ -54,6 +54,7 @@ class Settings:
     max_unorm: Any = None
     skip_nonfinite: bool = False
     record_norms: bool = False
+    sharding: Any = None
     backend: str | None = None
     seed: int = 0
 

@@ -1,6 +1,7 @@
 """Fused steps of quantized optimizers: one definition, three backends."""
 
 from .backends import BACKENDS as BACKENDS
+from .backends import choose as choose
 from .backends import leaf_step as leaf_step
 from .backends import leaf_sums as leaf_sums
 from .formats import FORMATS as FORMATS

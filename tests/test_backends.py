@@ -151,10 +151,14 @@ def test_the_best_backend(
     program = Program(RULE, formats, in_place=True)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        assert [backends.choose(program) for _ in range(2)] == [expected] * 2
+        chosen = [backends.choose(program, local=False) for _ in range(2)]
+    assert chosen == [expected] * 2
+    assert backends.choose(program, local=True) == (
+        {"gpu": "triton"}.get(platform, platform) if state == "8bit" else "xla"
+    ).replace("cpu", "xla")
     told = [str(w.message) for w in caught]
     if devices > 1:
-        assert len(told) == 1 and "pass backend='triton'" in told[0]
+        assert len(told) == 1 and "Pass sharding=" in told[0]
     else:
         assert not told
 

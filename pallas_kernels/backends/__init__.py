@@ -23,19 +23,19 @@ _KERNELS = {"tpu": "tpu", "gpu": "triton", "cuda": "triton"}
 
 
 def leaf_step(
-    backend: str | None,
+    backend: str,
     program: Program,
     blocks: Blocks,
     leaf: Leaf,
     scalars: Scalars,
     noise: Noise,
 ) -> Leaf:
-    """One step of one leaf, on the named backend or the best one (None)."""
+    """One step of one leaf, on the named backend."""
     return _run("leaf_step", backend, program, blocks, leaf, scalars, noise)
 
 
 def leaf_sums(
-    backend: str | None,
+    backend: str,
     program: Program,
     blocks: Blocks,
     leaf: Leaf,
@@ -46,27 +46,28 @@ def leaf_sums(
     return _run("leaf_sums", backend, program, blocks, leaf, scalars, sums)
 
 
-def _run(function: str, backend: str | None, program: Program, *args: Any) -> Any:
-    chosen = choose(program) if backend is None else backend
-    if chosen != "xla":
-        try:
-            return getattr(BACKENDS[chosen], function)(program, *args)
-        except NotImplementedError:
-            pass
-    return getattr(xla, function)(program, *args)
+def _run(function: str, backend: str, program: Program, *args: Any) -> Any:
+    try:
+        return getattr(BACKENDS[backend], function)(program, *args)
+    except NotImplementedError:
+        return getattr(xla, function)(program, *args)
 
 
-def choose(program: Program) -> str:
-    """The backend for the device that JAX uses by default.
+def choose(program: Program, local: bool, platform: str | None = None) -> str:
+    """The backend for a leaf.
 
     XLA fuses an unquantized step just as well, so only quantized leaves take a kernel.
-    So does it when there are several devices: a kernel cannot be partitioned
-    automatically, and the leaf may be sharded.
+
+    Args:
+      program: what to compute.
+      local: whether the leaf's arrays surely lie on one device. If not, and there are
+        several, XLA takes it: a kernel cannot be partitioned automatically.
+      platform: of the device; None: the one that JAX uses by default.
     """
-    kernel = _KERNELS.get(_platform(), "xla")
+    kernel = _KERNELS.get(platform or _platform(), "xla")
     if kernel == "xla" or not program.quantized:
         return "xla"
-    if jax.device_count() > 1:
+    if not local and jax.device_count() > 1:
         _warn_once(kernel)
         return "xla"
     return kernel
@@ -86,8 +87,10 @@ def _warn_once(kernel: str) -> None:
     if kernel not in _warned:
         _warned.add(kernel)
         warnings.warn(
-            f"{jax.device_count()} devices: Octavo leaves the step to XLA, which can "
-            "partition it, instead of its fused kernel. Where each array lives on "
-            f"one device, pass backend={kernel!r} to the optimizer.",
+            f"{jax.device_count()} devices, and it is not known how parameters lie on "
+            "them: Octavo leaves the step to XLA, which can partition it, instead of "
+            "its fused kernel. Pass sharding=jax.tree.map(lambda p: p.sharding, params)"
+            " to the optimizer, or use a mesh with explicit axes. Where each array "
+            f"lives on one device, pass backend={kernel!r}.",
             stacklevel=2,
         )
