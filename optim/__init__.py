@@ -23,4 +23,8 @@ from .presets import Preset as Preset
 from .presets import preset as preset
 from .report import MemoryReport as MemoryReport
 from .report import memory_report as memory_report
+from .sharding import ShardingReport as ShardingReport
+from .sharding import ShardingRow as ShardingRow
+from .sharding import check_sharding as check_sharding
+from .sharding import state_sharding as state_sharding
 from .state import State as State

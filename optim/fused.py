@@ -1,11 +1,13 @@
 """From a rule and options to an optax transformation with a fused step."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding
 
 from octavo import pallas_kernels as kernels
 from octavo.pallas_kernels import Leaf, Program, Rule, Scalars, Slot
@@ -44,6 +46,9 @@ class Transformation(optax.GradientTransformationExtraArgs):
     Attributes:
       init: `init(params) -> state`.
       update: `update(grads, state, params) -> (updates, state)`, as in optax.
+      jobs: `jobs(params, shardings)`: how the state of each leaf is stored and what a
+        step does with it, for `octavo.optim.check_sharding`.
+      backend: the option.
       step: `step(grads, state, params) -> (params, state)`: the same state, and the
         parameters written by the kernel itself. Inside `jax.jit` with the state and
         parameters donated, nothing of a leaf's size is allocated. Let the jitted
@@ -52,6 +57,8 @@ class Transformation(optax.GradientTransformationExtraArgs):
     """
 
     step: Step
+    jobs: Callable[[Any, Sequence[NamedSharding]], list[Job]]
+    backend: str | None
 
 
 def fused(
@@ -80,6 +87,8 @@ def fused(
         optimizer.update,  # pyright: ignore[reportArgumentType]
     )
     transformation.step = optimizer.step
+    transformation.jobs = optimizer.jobs
+    transformation.backend = settings.backend
     return transformation
 
 
@@ -182,6 +191,17 @@ class _Optimizer:
         shown = p if in_place and p is not None else g
         out = shown.replaced([r.p if in_place else r.g for r in results])
         return out, _replaced(state, self.slots, old, results, passed)
+
+    def jobs(self, params: Any, shardings: Sequence[NamedSharding]) -> list[Job]:
+        """The work of a step in place, without arrays."""
+        tree = Leaves.of(params)
+        plans = self._plans(tree)
+        rules = self._rules(plans, params, tree)
+        nothing = Leaf(None, None, (), ())
+        return [
+            Job(plan, Program(rule, plan.formats, in_place=True), nothing, sharding)
+            for plan, rule, sharding in zip(plans, rules, shardings, strict=True)
+        ]
 
     def _plans(self, tree: Leaves) -> list[LeafPlan]:
         """How each leaf is stored."""

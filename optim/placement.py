@@ -1,6 +1,7 @@
 """On which devices a leaf lies, and how its blocks lie in its shards."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -31,14 +32,26 @@ def placements(option: Any, tree: Leaves) -> list[NamedSharding | None]:
     Raises:
       ValueError: where the option does not fit the tree.
     """
-    if option is None:
-        found = [_explicit(leaf) for leaf in tree.leaves]
-    elif not tree.leaves:
-        return []
+    if option is not None:
+        found: list[Any] = full(option, tree)
     else:
-        given = spread("sharding", option, tree, _SHARDING)
-        named = zip(tree.paths, tree.leaves, given, strict=True)
-        found = [_checked(path, jnp.shape(leaf), s) for path, leaf, s in named]
+        found = [_explicit(leaf) for leaf in tree.leaves]
+        _check_meshes(tree, found)
+    return [None if s is None or s.mesh.size == 1 else s for s in found]
+
+
+def full(shardings: Any, tree: Leaves) -> list[NamedSharding]:
+    """The sharding of each leaf, from a tree of them or a prefix of it; checked."""
+    if not tree.leaves:
+        return []
+    given = spread("sharding", shardings, tree, _SHARDING)
+    named = zip(tree.paths, tree.leaves, given, strict=True)
+    found = [_checked(path, jnp.shape(leaf), s) for path, leaf, s in named]
+    _check_meshes(tree, found)
+    return found
+
+
+def _check_meshes(tree: Leaves, found: Sequence[NamedSharding | None]) -> None:
     meshes = {s.mesh: path for path, s in zip(tree.paths, found, strict=True) if s}
     if len(meshes) > 1:
         (first, a), (second, b), *_ = meshes.items()
@@ -46,7 +59,6 @@ def placements(option: Any, tree: Leaves) -> list[NamedSharding | None]:
             f"sharding: {a!r} is on the mesh {_shown(first)}, but {b!r} on "
             f"{_shown(second)}: put all parameters on one mesh"
         )
-    return [None if s is None or s.mesh.size == 1 else s for s in found]
 
 
 def zeros(

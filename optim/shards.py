@@ -73,11 +73,7 @@ def tree_sums(
     work = [k for k, job in enumerate(jobs) if wanted[k] and not job.idle]
     inside = [k for k in work if jobs[k].in_shards]
     for k in set(work) - set(inside):
-        blocks, leaf = jobs[k].plan.blocks, _gathered(jobs[k])
-        program = jobs[k].program
-        found[k] = kernels.leaf_sums(
-            _outside(backend, jobs[k]), program, blocks, leaf, scalars[k], wanted[k]
-        )
+        found[k] = _whole_sums(backend, jobs[k], scalars[k], wanted[k])
 
     def local(leaves: list[Leaf], scalars: list[Scalars]) -> jax.Array:
         parts = []
@@ -115,10 +111,7 @@ def tree_step(
     inside = [k for k, job in enumerate(jobs) if job.in_shards]
     for k, job in enumerate(jobs):
         if not job.idle and not job.in_shards:
-            noise = Noise(keys[k], jnp.int32(0))
-            args = (job.plan.blocks, _gathered(job), scalars[k], noise)
-            out = kernels.leaf_step(_outside(backend, job), job.program, *args)
-            results[k] = _scattered(job, out)
+            results[k] = _whole_step(backend, job, scalars[k], keys[k])
 
     def local(
         leaves: list[Leaf], scalars: list[Scalars], keys: list[jax.Array]
@@ -250,34 +243,55 @@ def _resharded(job: Job) -> Leaf:
     return jax.tree.map(lambda x: jax.sharding.reshard(x, job.sharding), job.leaf)
 
 
-def _gathered(job: Job) -> Leaf:
-    """Under explicit axes, the leaf with its blocked axis whole, as a reshape needs."""
+def _whole_sums(
+    backend: str | None, job: Job, scalars: Scalars, sums: Sequence[Sum]
+) -> jax.Array:
+    chosen, blocks = _outside(backend, job), job.plan.blocks
+
+    def run(leaf: Leaf, scalars: Scalars) -> jax.Array:
+        return kernels.leaf_sums(chosen, job.program, blocks, leaf, scalars, sums)
+
+    return _freely(job, run, lambda: _replicated(job))(job.leaf, scalars)
+
+
+def _whole_step(
+    backend: str | None, job: Job, scalars: Scalars, key: jax.Array
+) -> Leaf:
+    chosen, blocks = _outside(backend, job), job.plan.blocks
+
+    def run(leaf: Leaf, scalars: Scalars, key: jax.Array) -> Leaf:
+        noise = Noise(key, jnp.int32(0))
+        return kernels.leaf_step(chosen, job.program, blocks, leaf, scalars, noise)
+
+    return _freely(job, run, lambda: _written(job))(job.leaf, scalars, key)
+
+
+def _freely(
+    job: Job, function: Callable[..., Any], out: Callable[[], Any]
+) -> Callable[..., Any]:
+    """Let XLA partition the function, under explicit axes, too.
+
+    An axis whose blocks straddle shards cannot be reshaped to blocks there.
+    """
     if not _is_explicit(job):
-        return job.leaf
+        return function
+    return jax.sharding.auto_axes(function, out_sharding=out())
+
+
+def _written(job: Job) -> Leaf:
+    """Under explicit axes, the shardings of what a step writes: those that it read."""
+
+    def of(x: jax.Array) -> NamedSharding:
+        sharding = jax.typeof(x).sharding
+        return _replicated(job) if sharding.mesh.empty else sharding
+
+    leaf = jax.tree.map(of, job.leaf)
+    return leaf._replace(g=None) if job.program.in_place else leaf._replace(p=None)
+
+
+def _replicated(job: Job) -> NamedSharding:
     assert job.sharding is not None
-    spec = list(padded_spec(job.sharding, len(job.plan.blocks.shape)))
-    if job.plan.blocks.axis is not None:
-        spec[job.plan.blocks.axis] = None
-    whole = NamedSharding(job.sharding.mesh, PartitionSpec(*spec))
-    return jax.tree.map(lambda x: jax.sharding.reshard(x, whole), job.leaf)
-
-
-def _scattered(job: Job, out: Leaf) -> Leaf:
-    """The inverse of `_gathered`, for results."""
-    if not _is_explicit(job):
-        return out
-
-    def back(x: Any, like: Any) -> Any:
-        like = None if x is None else jax.typeof(like).sharding
-        known = like is not None and not like.mesh.empty
-        return jax.sharding.reshard(x, like) if known else x
-
-    return Leaf(
-        back(out.g, job.leaf.g),
-        back(out.p, job.leaf.p),
-        tuple(map(back, out.codes, job.leaf.codes)),
-        tuple(map(back, out.scales, job.leaf.scales)),
-    )
+    return NamedSharding(job.sharding.mesh, PartitionSpec())
 
 
 def _zeros_like(g: Any) -> Any:
