@@ -2,6 +2,10 @@
 
 from .adam import adam as adam
 from .adam import adamw as adamw
+from .convert import dequantize as dequantize
+from .convert import from_optax as from_optax
+from .convert import requantize as requantize
+from .convert import to_optax as to_optax
 from .flax import TrainState as TrainState
 from .flax import step as step
 from .fused import Transformation as Transformation

@@ -20,6 +20,7 @@ from .placement import placements, zeros
 from .settings import LeafPlan, Settings
 from .shards import Job, tell_straddling, tree_step
 from .state import State, scale_name
+from .stored import format_table
 from .tree import (
     AXES,
     BOOLS,
@@ -48,7 +49,7 @@ class Transformation(optax.GradientTransformationExtraArgs):
       update: `update(grads, state, params) -> (updates, state)`, as in optax.
       jobs: `jobs(params, shardings)`: how the state of each leaf is stored and what a
         step does with it, for `octavo.optim.check_sharding`.
-      backend: the option.
+      backend, seed: the options.
       step: `step(grads, state, params) -> (params, state)`: the same state, and the
         parameters written by the kernel itself. Inside `jax.jit` with the state and
         parameters donated, nothing of a leaf's size is allocated. Let the jitted
@@ -59,6 +60,7 @@ class Transformation(optax.GradientTransformationExtraArgs):
     step: Step
     jobs: Callable[[Any, Sequence[NamedSharding]], list[Job]]
     backend: str | None
+    seed: int
 
 
 def fused(
@@ -89,6 +91,7 @@ def fused(
     transformation.step = optimizer.step
     transformation.jobs = optimizer.jobs
     transformation.backend = settings.backend
+    transformation.seed = settings.seed
     return transformation
 
 
@@ -131,7 +134,7 @@ class _Optimizer:
     def _extra(self, plans: list[LeafPlan]) -> dict[str, Any]:
         settings = self.settings
         extra: dict[str, Any] = {
-            "format": {settings.tag(self.slots): jnp.zeros((), jnp.int32)}
+            "format": {settings.tag(self.slots): format_table(plans, len(self.slots))}
         }
         if settings.skip_nonfinite:
             extra["skipped"] = jnp.zeros((), jnp.int32)

@@ -81,12 +81,12 @@ class MemoryReport:
                 times + str(row.shape),
                 row.formats,
                 f"{row.parameters:,}",
-                _size(row.bytes),
-                _size(row.bytes_32bit),
+                shown_size(row.bytes),
+                shown_size(row.bytes_32bit),
             )
         table.add_section()
         if self.other_bytes:
-            other = _size(self.other_bytes)
+            other = shown_size(self.other_bytes)
             table.add_row("counters and others", "", "", "", other, other)
         per_parameter = self.bytes / max(self.parameters, 1)
         table.add_row(
@@ -94,8 +94,8 @@ class MemoryReport:
             "",
             f"{per_parameter:.3f} bytes per parameter",
             f"{self.parameters:,}",
-            _size(self.bytes),
-            _size(self.bytes_32bit),
+            shown_size(self.bytes),
+            shown_size(self.bytes_32bit),
         )
         console = Console(width=110, color_system=None)
         with console.capture() as text:
@@ -180,7 +180,8 @@ def _nbytes(x: Any) -> int:
     return math.prod(x.shape) * x.dtype.itemsize
 
 
-def _size(n: int) -> str:
+def shown_size(n: int) -> str:
+    """Bytes in the largest unit that they fill."""
     for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if n >= scale:
             return f"{n / scale:,.2f} {unit}"

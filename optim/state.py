@@ -25,9 +25,10 @@ class State(NamedTuple):
         too; slots that never are have no tree.
       extra: `format` holds one key, which names the formats of the slots, so that a
         state written with another code book has another structure and cannot be
-        loaded by mistake. Options add `skipped` (int32, steps not taken),
-        `clip_history` (float32, (leaves, 100): squared norms) and `norms` (see
-        `octavo.optim.last_norms`).
+        loaded by mistake; below it, for conversions, an int32 array tells how each
+        leaf is stored (see `octavo.optim.stored`). No step reads it. Options add
+        `skipped` (int32, steps not taken), `clip_history` (float32, (leaves, 100):
+        squared norms) and `norms` (see `octavo.optim.last_norms`).
     """
 
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]

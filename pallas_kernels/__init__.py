@@ -5,10 +5,14 @@ from .backends import choose as choose
 from .backends import leaf_step as leaf_step
 from .backends import leaf_sums as leaf_sums
 from .formats import FORMATS as FORMATS
+from .formats import NUMBERS as NUMBERS
 from .formats import Float32 as Float32
 from .formats import Format as Format
+from .formats import numbered as numbered
 from .layout import Blocks as Blocks
 from .layout import blocks_of as blocks_of
+from .leaf import decode_leaf as decode_leaf
+from .leaf import encode_leaf as encode_leaf
 from .norms import Sum as Sum
 from .rounding import Noise as Noise
 from .rounding import key as key

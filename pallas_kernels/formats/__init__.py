@@ -20,3 +20,23 @@ FORMATS: dict[str, Callable[[bool], Format]] = {
     "8bit": lambda signed: Log8() if signed else Root8(),
     "dynamic8": lambda signed: Dynamic8(signed),
 }
+
+# Format.name -> the number that states and checkpoints store. Never renumber.
+NUMBERS = {
+    "32bit": 1,
+    "bf16": 2,
+    "log8": 3,
+    "root8": 4,
+    "dynamic8": 5,
+    "dynamic8u": 6,
+}
+
+
+def numbered(number: int) -> Format:
+    """The format with a number of `NUMBERS`.
+
+    Raises:
+      KeyError: if there is none.
+    """
+    made = (make(signed) for make in FORMATS.values() for signed in (True, False))
+    return {NUMBERS[f.name]: f for f in made}[number]

@@ -1,0 +1,91 @@
+"""`python -m octavo.optim.checkpoint inspect PATH`: what a checkpoint holds."""
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from ..report import shown_size
+from .files import Saved, open_saved
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; 1 if the checkpoint is missing, damaged or too new."""
+    parser = argparse.ArgumentParser(prog="python -m octavo.optim.checkpoint")
+    commands = parser.add_subparsers(required=True)
+    inspect = commands.add_parser("inspect", help="print what a checkpoint holds")
+    inspect.add_argument("path", help="the folder of a checkpoint manager")
+    inspect.add_argument("--step", type=int, help="default: the newest")
+    inspect.add_argument("--no-checksums", action="store_true", help="read no arrays")
+    options = parser.parse_args(argv)
+    try:
+        saved = open_saved(options.path, options.step)
+        _print(saved)
+        if not options.no_checksums:
+            print(_checked(saved))
+    except (FileNotFoundError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def _print(saved: Saved) -> None:
+    console = Console(width=100, color_system=None)
+    console.print(f"step {saved.step} in {saved.folder}", soft_wrap=True)
+    described = saved.description
+    if described is None:
+        console.print("saved without a description: by Orbax alone")
+        return
+    console.print(
+        f"written by octavo {described['octavo']}, jax {described['jax']}; "
+        f"seed {described['seed']}"
+    )
+    for path, state in described["states"].items():
+        console.print(_slots(saved, path, state))
+
+
+def _slots(saved: Saved, path: str, state: dict[str, Any]) -> Table:
+    """A table of an optimizer's moments: how they are stored, and their sizes."""
+    title = f"{path}: {state['count']} steps, {len(state['leaves'])} leaves"
+    table = Table(
+        "slot", "format", "blocks", "leaves", "bytes", "in 32 bits", title=title
+    )
+    for k, slot in enumerate(state["slots"]):
+        groups: dict[tuple[str, str], list[tuple[int, int]]] = {}
+        for leaf, how in state["leaves"].items():
+            form = how["formats"][k]
+            dense = form in ("32bit", "bf16")
+            blocks = "" if dense else f"{how['block_size']} along {how['block_axis']}"
+            codes = f"{path}/moments/{slot}/{leaf}".rstrip("/")
+            scales = f"{path}/scales/{slot}_scale/{leaf}".rstrip("/")
+            size = sum(_nbytes(saved.arrays.get(p)) for p in (codes, scales))
+            full = 4 * math.prod(how["shape"])
+            groups.setdefault((form, blocks), []).append((size, full))
+        for (form, blocks), sizes in groups.items():
+            stored, full = (
+                shown_size(sum(column)) for column in zip(*sizes, strict=True)
+            )
+            table.add_row(slot, form, blocks, str(len(sizes)), stored, full)
+    return table
+
+
+def _nbytes(x: Any) -> int:
+    return 0 if x is None else math.prod(x.shape) * np.dtype(x.dtype).itemsize
+
+
+def _checked(saved: Saved) -> str:
+    noted = {} if saved.description is None else saved.description["arrays"]
+    with_sums = [path for path, x in noted.items() if "checksum" in x]
+    if not with_sums:
+        return "no checksums were saved"
+    saved.load(dict.fromkeys(with_sums), verify=True)
+    return f"all {len(with_sums)} checksums hold"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

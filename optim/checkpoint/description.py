@@ -1,0 +1,119 @@
+"""What a checkpoint says of itself: a small JSON beside the arrays."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..fused import Transformation
+from ..state import State
+from ..stored import stored
+from ..tree import path_name
+from .checksum import checksum, shown
+
+VERSION = 1
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that does not fit what it is to be restored into."""
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint whose files are not what was written."""
+
+
+def describe(step: int, tree: Any, tx: Any = None, checksums: bool = True) -> Any:
+    """The description of a tree that is about to be saved.
+
+    Args:
+      step: its number.
+      tree: what is saved: arrays, and anywhere among them states of optimizers.
+      tx: the optimizer, whose seed is noted if it is Octavo's.
+      checksums: whether to read all arrays for a checksum of each.
+    """
+    arrays = {
+        path: {"shape": list(np.shape(x)), "dtype": str(jnp.result_type(x))}
+        for path, x in flat(tree).items()
+    }
+    if checksums:
+        sums = jax.device_get({path: checksum(x) for path, x in flat(tree).items()})
+        for path, numbers in sums.items():
+            arrays[path]["checksum"] = shown(numbers)
+    content = {
+        "description": VERSION,
+        "octavo": metadata.version("octavo"),
+        "jax": jax.__version__,
+        "step": int(step),
+        "seed": tx.seed if isinstance(tx, Transformation) else None,
+        "states": {path: _state(state) for path, state in states_of(tree).items()},
+        "arrays": arrays,
+    }
+    return content | {"digest": _digest(content)}
+
+
+def _state(state: State) -> dict[str, Any]:
+    return {
+        "count": int(state.count),
+        "slots": list(state.moments),
+        "leaves": {
+            path: {
+                "shape": list(leaf.blocks.shape),
+                "formats": [f.name for f in leaf.formats],
+                "block_size": leaf.blocks.size,
+                "block_axis": leaf.blocks.axis,
+            }
+            for path, leaf in stored(state).items()
+        },
+    }
+
+
+def read(text: str, where: str) -> dict[str, Any]:
+    """A description from its file.
+
+    Raises:
+      DamagedCheckpointError: if it is not what was written.
+      CheckpointError: if another version of Octavo wrote it.
+    """
+    try:
+        content = json.loads(text)
+        digest = content.pop("digest")
+        version = content["description"]
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise DamagedCheckpointError(
+            f"{where}: the description cannot be read: {error!r}"
+        ) from error
+    if digest != _digest(content):
+        raise DamagedCheckpointError(
+            f"{where}: the description is not the one that was written"
+        )
+    if version != VERSION:
+        raise CheckpointError(
+            f"{where}: the description has version {version} (of Octavo "
+            f"{content.get('octavo')}), but this Octavo reads version {VERSION}: "
+            "restore with that one and save again, or read the arrays with Orbax"
+        )
+    return content
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def flat(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree by their paths, `opt_state/0/moments/mu/kernel`."""
+    with_paths, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {path_name(path): leaf for path, leaf in with_paths}
+
+
+def states_of(tree: Any) -> dict[str, State]:
+    """The states of Octavo optimizers in a tree, by their paths."""
+    with_paths, _ = jax.tree_util.tree_flatten_with_path(
+        tree, is_leaf=lambda x: isinstance(x, State)
+    )
+    return {path_name(path): x for path, x in with_paths if isinstance(x, State)}

@@ -1,0 +1,264 @@
+"""Which saved array becomes which array of a target, and through what conversion."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+
+from ..convert import decoded, encoded
+from ..placement import fitting
+from ..state import State, scale_name
+from ..stored import StoredLeaf, format_table
+from ..tree import Leaves
+from .description import CheckpointError, flat
+from .files import Saved
+from .sources import Source, below, join, octavo_sources, optax_sources
+from .target import Target
+
+
+class Move(NamedTuple):
+    """One array of the target: the saved arrays that it takes, and what it makes."""
+
+    reads: tuple[str, ...]
+    make: Callable[..., Any]
+
+
+class Match:
+    """The moves that fill a target."""
+
+    def __init__(
+        self,
+        saved: Saved,
+        target: Target,
+        *,
+        partial: bool,
+        convert: bool,
+        verify: bool,
+    ) -> None:
+        self._saved, self._target = saved, target
+        self._partial, self._convert = partial, convert
+        self._arrays = saved.arrays
+        self._octavo = octavo_sources(saved, verify) if target.states else []
+        self._used: set[str] = set()
+        self._moves: dict[tuple[str, ...], Move] = {}
+        inside = {p for p in target.taken for s in target.states if below(p, s)}
+        leaves = flat(target.tree)
+        for path in sorted(target.taken - inside):
+            self._move_leaf(path, leaves[path])
+        self._check_unused([path.partition("/")[0] for path in target.states])
+        for path, state in target.states.items():
+            self._move_state(path, state)
+        self._check_unused([])
+
+    def reads(self) -> dict[str, NamedSharding | None]:
+        """The saved arrays that are needed, and where to load each."""
+        found: dict[str, NamedSharding | None] = {}
+        for goals, move in self._moves.items():
+            sharding = self._target.shardings.get(goals[0])
+            for path in move.reads:
+                shape = tuple(self._arrays[path].shape)
+                found[path] = _loaded_as(sharding, shape)
+        return found
+
+    def fill(self, arrays: Mapping[str, jax.Array]) -> dict[str, Any]:
+        """The target's arrays, by their paths."""
+        values = {}
+        for goals, move in self._moves.items():
+            made = move.make(*(arrays[path] for path in move.reads))
+            for goal, x in zip(goals, made, strict=True):
+                if x is not None:
+                    where = self._target.shardings.get(goal)
+                    values[goal] = x if where is None else jax.device_put(x, where)
+        return values
+
+    # ------------------------------------------------------------ leaves as they are
+
+    def _move_leaf(self, path: str, leaf: Any) -> None:
+        if path not in self._arrays:
+            if not self._partial:
+                raise self._misfit(
+                    path, "is not in the checkpoint", "partial=True keeps the target's"
+                )
+            return
+        got, want = self._arrays[path], jnp.result_type(leaf)
+        if tuple(got.shape) != np.shape(leaf):
+            raise self._misfit(
+                path,
+                f"has shape {tuple(got.shape)}, but the target's is {np.shape(leaf)}",
+                "restore into a model of the same sizes",
+            )
+        if got.dtype != want and not self._convert:
+            raise self._misfit(
+                path,
+                f"has type {got.dtype}, but the target's is {want}",
+                "convert=True converts",
+            )
+        self._take((path,), (path,), lambda x: (x.astype(want),))
+
+    def _take(
+        self, goals: tuple[str, ...], reads: tuple[str, ...], make: Callable[..., Any]
+    ) -> None:
+        self._used.update(reads)
+        self._moves[goals] = Move(reads, make)
+
+    def _misfit(self, path: str, what: str, remedy: str) -> CheckpointError:
+        return CheckpointError(f"{self._saved.folder}: {path!r} {what}; {remedy}")
+
+    def _check_unused(self, later: list[str]) -> None:
+        """Every saved array has a place, but for those below some roots."""
+        fields = {path.partition("/")[0] for path in self._target.taken}
+        for path in sorted(set(self._arrays) - self._used):
+            if any(below(path, root) for root in later):
+                continue
+            if path.partition("/")[0] in fields and not self._partial:
+                raise self._misfit(
+                    path, "is not in the target", "partial=True leaves it out"
+                )
+
+    # ------------------------------------------------------------ optimizers' states
+
+    def _move_state(self, path: str, state: State) -> None:
+        source = self._source(path, state)
+        if source is None:
+            return
+        # Of optax, counters of schedules and the like are left over.
+        root = source.root if source.how else source.root.partition("/")[0]
+        self._used.update(p for p in self._arrays if below(p, root))
+        self._move_simple(f"{path}/count", state.count, source.count)
+        how = self._target.stored[path]
+        for k, slot in enumerate(state.moments):
+            codes = Leaves.of(state.moments[slot])
+            name = scale_name(slot)
+            scales = state.scales.get(name)
+            old = None if scales is None else Leaves.of(scales).leaves
+            for i, leaf in enumerate(codes.paths):
+                goals = (join(path, "moments", slot, leaf),)
+                if old is not None:
+                    goals = (*goals, join(path, "scales", name, leaf))
+                like = codes.leaves[i], None if old is None else old[i]
+                self._move_moment(source, goals, how[leaf], k, slot, leaf, like)
+        for extra, leaf in flat(state.extra).items():
+            if extra.partition("/")[0] == "format":
+                table = format_table(list(how.values()), len(state.moments))
+                self._moves[(f"{path}/extra/{extra}",)] = Move((), lambda t=table: (t,))
+            else:
+                where = join(source.root, "extra", extra)
+                self._move_simple(f"{path}/extra/{extra}", leaf, where)
+
+    def _move_simple(self, goal: str, leaf: Any, path: str | None) -> None:
+        """A counter or a history: as saved, or fresh where it does not fit."""
+        if path in self._arrays and tuple(self._arrays[path].shape) == np.shape(leaf):
+            self._take((goal,), (path,), lambda x: (x,))
+        elif self._partial or self._convert:
+            fresh = jnp.zeros(np.shape(leaf), jnp.result_type(leaf))
+            self._moves[(goal,)] = Move((), lambda: (fresh,))
+        else:
+            raise self._misfit(
+                goal,
+                "does not fit: the optimizer has other options than the one saved",
+                "use the same, or convert=True, which starts it anew",
+            )
+
+    def _move_moment(
+        self,
+        source: Source,
+        goals: tuple[str, ...],
+        how: StoredLeaf,
+        k: int,
+        slot: str,
+        leaf: str,
+        like: tuple[Any, Any],
+    ) -> None:
+        """One moment of one leaf, with its scales."""
+        codes, scales = like
+        path = source.codes(slot, leaf)
+        if path not in self._arrays:
+            if not self._partial:
+                raise self._misfit(
+                    path, "is not in the checkpoint", "partial=True starts it anew"
+                )
+            self._moves[goals] = Move((), lambda: _zeros(codes, scales))
+            return
+        shape = tuple(self._arrays[path].shape)
+        if shape != tuple(codes.shape):
+            raise self._misfit(
+                path,
+                f"has shape {shape}, but the target's is {tuple(codes.shape)}",
+                "restore into a model of the same sizes",
+            )
+        was = source.stored(leaf, shape, k)
+        scale_path = source.scales(slot, leaf)
+        reads = (path,) if scale_path not in self._arrays else (path, scale_path)
+        same = was.formats[k] == how.formats[k] and was.blocks == how.blocks
+        if same and len(reads) == len(goals):
+            self._take(goals, reads, lambda *x: x)
+            return
+        if not self._convert:
+            raise self._misfit(
+                path,
+                f"is stored as {_shown(was, k)}, but the optimizer stores "
+                f"{_shown(how, k)}",
+                "make the optimizer with the same options, or pass convert=True",
+            )
+
+        def make(x: jax.Array, s: jax.Array | None = None) -> Any:
+            new, wide = encoded(how, k, decoded(was, k, x, s), codes)
+            if len(goals) == 1:
+                return (new,)
+            return new, jnp.zeros(scales.shape, scales.dtype) if wide is None else wide
+
+        self._take(goals, reads, make)
+
+    def _source(self, path: str, state: State) -> Source | None:
+        """Where the checkpoint has the moments of a state."""
+        found = self._octavo
+        slots = tuple(state.moments)
+        fitting = [s for s in found if s.slots == slots]
+        exact = [s for s in found if s.root == path]
+        if exact and exact[0].slots != slots:
+            raise self._misfit(
+                path,
+                f"was saved by an optimizer with {', '.join(exact[0].slots)}, but this "
+                f"one has {', '.join(slots)}",
+                "use that optimizer, or only=['params'] and a fresh state",
+            )
+        if exact:
+            return exact[0]
+        leaves = Leaves.of(state.moments[slots[0]]).paths
+        other = fitting or optax_sources(self._arrays, slots, leaves)
+        if self._convert and len(other) == 1:
+            return other[0]
+        if self._partial:
+            return None
+        remedy = "convert=True converts" if other else "only=['params'] leaves it out"
+        raise self._misfit(path, f"has no moments {', '.join(slots)}", remedy)
+
+
+def _zeros(codes: Any, scales: Any) -> tuple[jax.Array, ...]:
+    """A moment that starts anew, with its scales, if any."""
+    made = jnp.zeros(codes.shape, codes.dtype)
+    return (made,) if scales is None else (made, jnp.zeros(scales.shape, scales.dtype))
+
+
+def _shown(how: StoredLeaf, slot: int) -> str:
+    form, blocks = how.formats[slot], how.blocks
+    if not form.quantized:
+        return form.name
+    return f"{form.name} in blocks of {blocks.size} along axis {blocks.axis}"
+
+
+def _loaded_as(sharding: Any, shape: tuple[int, ...]) -> Any:
+    """Where to load an array that becomes one with this sharding.
+
+    With axes that XLA may partition: conversions reshape, which explicit ones forbid.
+    """
+    if not isinstance(sharding, NamedSharding):
+        return sharding
+    if len(sharding.spec) > len(shape):
+        return None
+    mesh: Any = sharding.mesh
+    auto = Mesh(mesh.devices, mesh.axis_names, (AxisType.Auto,) * len(mesh.axis_names))
+    return fitting(NamedSharding(auto, sharding.spec), shape)
