@@ -135,6 +135,15 @@ def kernel_of(name: str) -> Callable[..., jax.Array]:
     return functools.partial(module.leaf_sums, interpret=interpret)
 
 
+def interpreted(name: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The backend of a row of `BACKENDS`, which then needs no such device."""
+    module, interpret = BACKENDS[name]
+    for function in ("leaf_sums", "leaf_step"):
+        kernel = functools.partial(getattr(module, function), interpret=interpret)
+        monkeypatch.setattr(module, function, kernel)
+    return name.split("-")[0]
+
+
 def measured(name: str, rule: str, blocks: Blocks, leaf: Leaf, **limits: float) -> Any:
     """The sums of a leaf in its second step, compiled."""
     rate = jnp.float32(RATE)
@@ -261,15 +270,12 @@ def test_a_step_of_layers_equals_that_of_xla(
     rule: str, name: str, shape: Shape, layers: Shape, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a limit, and a ratio for each layer."""
-    module, interpret = BACKENDS[name]
-    for function in ("leaf_sums", "leaf_step"):
-        kernel = functools.partial(getattr(module, function), interpret=interpret)
-        monkeypatch.setattr(module, function, kernel)
+    kernel = interpreted(name, monkeypatch)
     p, state, g = after_one_step(rule, shape, layers)
     p = scales_of(blocks_of(shape, layers=layers)) * p
     options = {"grad_clip_value": 0.5, "adapt_mask": True}
     leaves = []
-    for backend in (name.split("-")[0], "xla"):
+    for backend in (kernel, "xla"):
         tx = optimizer_of(rule, layers, backend=backend, **options)
         leaves.append(leaf_of(*jax.jit(tx.step)(g, state, p)))
     expect_equal_up_to_contraction(*leaves)

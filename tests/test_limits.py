@@ -1,0 +1,407 @@
+"""Clipping, limits of a step, and skipped steps: alone, together, and in wrappers."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from test_backends import expect_equal_up_to_contraction
+from test_norms import INTERPRETERS, interpreted, leaf_of
+from test_optax import GRADS, PARAMS, wrapped
+
+from octavo import optim
+
+from cases import params_and_grads
+from test_rules import run_step
+
+OPTIMIZERS: dict[str, Callable[..., optim.Transformation]] = {
+    "adamw": optim.adamw,
+    "lamb": optim.lamb,
+    "lars": functools.partial(optim.lars, trust_coefficient=1.0),
+}
+every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
+# Gradients of `tree` have a norm of about 200 and values of up to 40.
+CLIPS: dict[str, dict[str, float]] = {
+    "norm": {"grad_clip_norm": 30.0},
+    "value": {"grad_clip_value": 0.5},
+    "both": {"grad_clip_norm": 30.0, "grad_clip_value": 0.5},
+}
+# What keeps something in the state, each with what it is called there.
+KEEPS: dict[str, dict[str, Any]] = {
+    "skipped": {"skip_nonfinite": True},
+    "clip_history": {"percentile_clipping": 20},
+    "norms": {"record_norms": True},
+}
+EVERYTHING: dict[str, Any] = {"max_unorm": 0.5, **CLIPS["both"]}
+EVERYTHING |= {k: v for options in KEEPS.values() for k, v in options.items()}
+
+
+def tree(steps: int = 1, dtype: Any = jnp.float32) -> tuple[Any, list[Any]]:
+    """A quantized leaf, a small one and a 0-d one; their gradients."""
+    kernel, kernel_grads = params_and_grads((64, 96), steps, dtype)
+    bias, bias_grads = params_and_grads((96,), steps, dtype, seed=1)
+    params = {"dense": {"kernel": kernel, "bias": bias}, "scale": bias[0]}
+    grads = [
+        {"dense": {"kernel": k, "bias": b}, "scale": b[0]}
+        for k, b in zip(kernel_grads, bias_grads, strict=True)
+    ]
+    return params, grads
+
+
+def optax_clipped(grads: list[Any], clips: dict[str, float]) -> list[Any]:
+    """The gradients as optax clips them."""
+    parts = {"grad_clip_norm": optax.clip_by_global_norm, "grad_clip_value": optax.clip}
+    clip = optax.chain(*(parts[name](value) for name, value in clips.items()))
+    return [clip.update(g, clip.init(g))[0] for g in grads]
+
+
+@pytest.mark.parametrize("clips", CLIPS)
+@every_optimizer
+def test_clipping_is_that_of_optax(name: str, clips: str) -> None:
+    params, grads = tree(steps=5)
+    ours = OPTIMIZERS[name](0.01, state="32bit", **CLIPS[clips])
+    got, _ = run_step(ours, params, grads)
+    bare = OPTIMIZERS[name](0.01, state="32bit")
+    expected, _ = run_step(bare, params, optax_clipped(grads, CLIPS[clips]))
+    # Roundings of parameters of up to 4, and of a factor, at each of 5 steps.
+    chex.assert_trees_all_close(got, expected, rtol=0, atol=5 * 2.0**-22)
+    without, _ = run_step(bare, params, grads)
+    with pytest.raises(AssertionError):
+        chex.assert_trees_all_close(without, expected, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("backend", ["xla", *INTERPRETERS])
+def test_kernels_clip_on_the_way_in(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Codes and scales are those of gradients that were clipped before."""
+    if backend != "xla":
+        backend = interpreted(backend, monkeypatch)
+    p, grads = params_and_grads((64, 96))
+    leaves = []
+    for clips, given in (
+        (CLIPS["both"], grads),
+        ({}, optax_clipped(grads, CLIPS["both"])),
+    ):
+        tx = optim.lamb(0.01, backend=backend, **clips)
+        leaves.append(leaf_of(*run_step(tx, p, given)))
+    expect_equal_up_to_contraction(*leaves)
+
+
+def test_gradients_within_the_limits_are_left_alone() -> None:
+    params, grads = tree(steps=3)
+    wide = {"grad_clip_norm": 1e6, "grad_clip_value": 1e6}
+    bare, unreached = (optim.adamw(0.01, state="32bit", **x) for x in ({}, wide))
+    got, expected = (run_step(tx, params, grads) for tx in (unreached, bare))
+    # Multiply-adds that the compiler contracts in one program and not in the other.
+    chex.assert_trees_all_close(got, expected, rtol=0, atol=3 * 2.0**-22)
+
+
+def test_the_norm_of_a_complex_leaf_counts_both_parts() -> None:
+    g = {"z": jnp.full((4, 3), 3.0 + 4.0j, jnp.complex64), "x": jnp.full(5, 2.0)}
+    start = jax.tree.map(jnp.zeros_like, g)
+    got, _ = run_step(optim.lars(1.0, grad_clip_norm=1.0), start, [g])
+    norm = np.sqrt(12 * 25.0 + 5 * 4.0)
+    for name, leaf in got.items():
+        np.testing.assert_allclose(leaf, -np.asarray(g[name]) / norm, rtol=1e-6)
+
+
+@every_optimizer
+def test_a_step_is_at_most_max_unorm_times_as_long_as_the_weights(name: str) -> None:
+    """To the bound where a step is longer, and of its own length where it is not."""
+    params, grads = tree(steps=4)
+    params["scale"] = jnp.float32(1e-3)
+    options: dict[str, Any] = {"weight_decay": 0.0, "record_norms": True}
+    tx = OPTIMIZERS[name](0.1, max_unorm=0.5, **options)
+    step, state = jax.jit(tx.step), tx.init(params)
+    bounded = set()
+    for g in grads:
+        before = params
+        params, state = step(g, state, params)
+        for path, norms in optim.last_norms(state).items():
+            old, new = (leaf_at(x, path) for x in (before, params))
+            moved, limit = np.linalg.norm(new - old), 0.05 * np.linalg.norm(old)
+            # p is rounded once more.
+            np.testing.assert_array_less(moved, limit * (1 + 1e-5) + 1e-6)
+            if norms.ratio < 1.0:
+                bounded.add(path)
+                np.testing.assert_allclose(moved, limit, rtol=1e-4)
+    assert "scale" in bounded and len(bounded) > 1
+
+
+def leaf_at(tree: Any, path: str) -> np.ndarray:
+    """The leaf at a path like those of `last_norms`, as a vector."""
+    for key in path.split("/"):
+        tree = tree[key]
+    return np.ravel(tree)
+
+
+def copied(tree: Any) -> Any:
+    """Arrays of its own, that may be donated."""
+    return jax.tree.map(jnp.array, tree)
+
+
+def bits(*trees: Any) -> list[bytes]:
+    """What lies in memory: -0.0 is not 0.0, and a NaN equals itself."""
+    return [np.array(x).tobytes() for x in jax.tree.leaves(trees)]
+
+
+def without_skipped(state: optim.State) -> optim.State:
+    """What a step that is not taken must leave alone."""
+    extra = {k: v for k, v in state.extra.items() if k != "skipped"}
+    return state._replace(extra=extra)
+
+
+# One value in one leaf: with blocks, without, and 0-d.
+BAD: list[Callable[[Any], Any]] = [
+    lambda g: {**g, "dense": {**g["dense"], "kernel": _spoil(g, "kernel", np.nan)}},
+    lambda g: {**g, "dense": {**g["dense"], "kernel": _spoil(g, "kernel", np.inf)}},
+    lambda g: {**g, "dense": {**g["dense"], "bias": _spoil(g, "bias", -np.inf)}},
+    lambda g: {**g, "scale": jnp.full_like(g["scale"], np.nan)},
+]
+
+
+def _spoil(g: Any, name: str, value: float) -> Any:
+    """The last value of a leaf replaced."""
+    leaf = g["dense"][name]
+    return leaf.at[(-1,) * leaf.ndim].set(value)
+
+
+@pytest.mark.parametrize(
+    ("call", "dtype"),
+    [("step", "float32"), ("update", "float32"), ("step", "bfloat16")],
+)
+@pytest.mark.parametrize(
+    "options", [KEEPS["skipped"], EVERYTHING], ids=["alone", "with everything"]
+)
+@every_optimizer
+def test_a_bad_gradient_anywhere_changes_nothing_anywhere(
+    name: str, call: str, options: dict[str, Any], dtype: str
+) -> None:
+    """Bit for bit, and the next step is taken as if there had been none."""
+    params, (first, second) = tree(2, dtype)
+    params["dense"]["bias"] = params["dense"]["bias"].at[0].set(-0.0)
+    tx = OPTIMIZERS[name](0.01, weight_decay=0.1, **options)
+
+    def take(params: Any, state: Any, g: Any) -> Any:
+        if call == "step":
+            return tx.step(g, state, params)
+        updates, state = tx.update(g, state, params)
+        assert all(u.dtype == dtype for u in jax.tree.leaves(updates))
+        return optax.apply_updates(params, updates), state
+
+    step = jax.jit(take, donate_argnums=(0, 1))
+    fresh = (params, tx.init(params))
+    for before, good in (
+        (fresh, first),
+        (step(*copied(fresh), first), second),
+    ):
+        expected = step(*copied(before), good)
+        for k, spoiled in enumerate(bad(good) for bad in BAD):
+            carry = step(*copied(before), spoiled)
+            assert bits(carry[0], without_skipped(carry[1])) == bits(
+                before[0], without_skipped(before[1])
+            )
+            assert carry[1].extra["skipped"] == 1, k
+        carry = step(*carry, spoiled)
+        assert carry[1].extra["skipped"] == 2
+        after = step(*carry, good)
+        assert after[1].extra["skipped"] == 2
+        assert bits(after[0], without_skipped(after[1])) == bits(
+            expected[0], without_skipped(expected[1])
+        )
+        assert bits(after[0]) != bits(before[0])
+
+
+@every_optimizer
+def test_updates_of_a_skipped_step_are_zeros(name: str) -> None:
+    params, (g,) = tree()
+    tx = OPTIMIZERS[name](0.01, weight_decay=0.1, **EVERYTHING)
+    update = jax.jit(tx.update)
+    for bad in BAD:
+        updates, _ = update(bad(g), tx.init(params), params)
+        assert not any(np.any(u) for u in jax.tree.leaves(updates))
+
+
+def test_finite_gradients_are_not_skipped_however_large() -> None:
+    """Their squares overflow: their blocks are kept, as always, and others step."""
+    params, (g,) = tree()
+    g["dense"]["kernel"] = g["dense"]["kernel"].at[0, 0].set(1e30)
+    after, state = run_step(optim.adamw(0.01, skip_nonfinite=True), params, [g])
+    assert state.extra["skipped"] == 0 and state.count == 1
+    assert (after["dense"]["kernel"] != params["dense"]["kernel"]).mean() > 0.99
+
+
+def test_a_changed_limit_does_not_recompile() -> None:
+    params, (g,) = tree()
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def step(norm: Any, value: Any, unorm: Any) -> Any:
+        tx = optim.lars(
+            0.01,
+            grad_clip_norm=norm,
+            grad_clip_value=value,
+            max_unorm=unorm,
+            record_norms=True,
+        )
+        return optim.last_norms(tx.step(g, tx.init(params), params)[1])
+
+    for norm in (30.0, 60.0):
+        found = step(norm, 1e6, 1e6)
+        total = np.sqrt(sum(x.gradient**2 for x in found.values()))
+        np.testing.assert_allclose(total, norm, rtol=1e-5)
+    for value in (0.5, 1e-3):
+        found = step(1e6, value, 1e6)
+        np.testing.assert_allclose(found["scale"].gradient, value, rtol=1e-6)
+    for unorm in (1e-4, 1e-6):
+        kernel = step(1e6, 1e6, unorm)["dense/kernel"]
+        np.testing.assert_allclose(
+            kernel.ratio * kernel.direction, unorm * kernel.parameter, rtol=1e-5
+        )
+
+
+def test_a_limit_is_a_hyperparameter_of_inject_hyperparams() -> None:
+    """Integers and what is no number are named in static_args."""
+    params, (g,) = tree()
+    static = [name for name in EVERYTHING if not name.startswith("grad_clip")]
+    make = optax.inject_hyperparams(optim.lamb, static_args=static)
+    tx = make(0.01, adapt_mask=True, **EVERYTHING)
+    update, state = jax.jit(tx.update), tx.init(params)
+    for value in (0.1, 1e-3):
+        state.hyperparams["grad_clip_value"] = jnp.float32(value)
+        _, after = update(g, state, params)
+        clipped = optim.last_norms(after)["scale"].gradient
+        np.testing.assert_allclose(clipped, value, rtol=1e-6)
+    assert update._cache_size() == 1
+
+
+def expect_norms(found: dict[str, optim.LayerNorms], params: Any, grads: Any) -> None:
+    """Those of LAMB's first step without weight decay, whose direction is 1s."""
+    assert set(found) == {"dense/kernel", "dense/bias", "scale"}
+    for path, norms in found.items():
+        p, g = leaf_at(params, path), leaf_at(grads, path)
+        p_norm, u_norm = np.linalg.norm(p), np.sqrt(p.size)
+        np.testing.assert_allclose(norms.parameter, p_norm, rtol=1e-5)
+        np.testing.assert_allclose(norms.gradient, np.linalg.norm(g), rtol=1e-5)
+        # eps of 1e-6 next to gradients of 0.01 and more, few of them smaller.
+        np.testing.assert_allclose(norms.direction, u_norm, rtol=1e-4)
+        ratio = p_norm / u_norm if path == "dense/kernel" else 1.0
+        np.testing.assert_allclose(norms.ratio, ratio, rtol=1e-4)
+
+
+def test_last_norms() -> None:
+    """Of a step and an update, within jit and outside, in a chain and a TrainState."""
+    params, (g,) = tree()
+    tx = optim.lamb(0.01, record_norms=True)
+    state = tx.init(params)
+    for norms in optim.last_norms(state).values():
+        assert norms == (0.0, 0.0, 0.0, 0.0)
+    expect_norms(optim.last_norms(jax.jit(tx.step)(g, state, params)[1]), params, g)
+    inside = jax.jit(lambda: optim.last_norms(tx.update(g, state, params)[1]))
+    expect_norms(inside(), params, g)
+
+    chain = optax.chain(optax.scale(2.0), tx, optax.scale(-1.0))
+    _, chained = jax.jit(chain.update)(g, chain.init(params), params)
+    expect_norms(optim.last_norms(chained), params, jax.tree.map(lambda x: 2 * x, g))
+
+    train = optim.TrainState.create(apply_fn=None, params=params, tx=tx)
+    stepped = jax.jit(lambda state: state.apply_gradients(grads=g))(train)
+    expect_norms(optim.last_norms(stepped), params, g)
+
+
+def test_last_norms_are_those_after_clipping() -> None:
+    params, (g,) = tree()
+    tx = optim.lamb(0.01, record_norms=True, **CLIPS["both"])
+    _, state = run_step(tx, params, [g])
+    (clipped,) = optax_clipped([g], CLIPS["both"])
+    expect_norms(optim.last_norms(state), params, clipped)
+
+
+def test_last_norms_of_stacked_layers_are_vectors() -> None:
+    """Within jit those with fewer layers than others end in NaN."""
+    params = {"one": jnp.ones((8, 16)), "two": jnp.ones((2, 8)), "three": jnp.ones(3)}
+    axes = {"one": None, "two": 0, "three": 0}
+    tx = optim.adamw(0.1, record_norms=True, layer_axes=axes)
+    _, state = run_step(tx, params, [params])
+    assert {k: x.parameter.shape for k, x in optim.last_norms(state).items()} == {
+        "one": (),
+        "two": (2,),
+        "three": (3,),
+    }
+    inside = jax.jit(optim.last_norms)(state)
+    np.testing.assert_allclose(inside["two"].parameter, [8**0.5, 8**0.5, np.nan])
+    np.testing.assert_allclose(inside["one"].ratio, [1.0, np.nan, np.nan])
+
+
+def test_norms_that_were_not_recorded() -> None:
+    params, _ = tree()
+    with pytest.raises(ValueError, match="with record_norms=True"):
+        optim.last_norms(optim.lamb(0.1).init(params))
+
+
+@every_optimizer
+def test_masked_leaves_are_in_no_norm(name: str) -> None:
+    params, grads = tree(steps=3)
+    tx = OPTIMIZERS[name](0.01, state="32bit", **EVERYTHING)
+    masked = optax.masked(tx, {"dense": True, "scale": False})
+    _, alone = run_step(tx, params["dense"], [g["dense"] for g in grads])
+    state, update = masked.init(params), jax.jit(masked.update)
+    bad = {**grads[1], "scale": jnp.float32(np.nan)}
+    assert np.isnan(update(bad, state, params)[0]["scale"])
+    for g in grads:
+        updates, state = update(g, state, params)
+        params = {**params, "dense": optax.apply_updates(params, updates)["dense"]}
+    paths = {f"dense/{path}": x for path, x in optim.last_norms(alone).items()}
+    chex.assert_trees_all_close(optim.last_norms(state), paths, rtol=1e-5)
+
+
+@pytest.mark.parametrize("wrapper", list(wrapped(optax.identity())))
+def test_wrapped_with_every_option(wrapper: str) -> None:
+    """Of `partition`, a group without leaves is a part."""
+    with jax.numpy_dtype_promotion("standard"):
+        tx = wrapped(optim.lamb(0.01, min_quantized_size=0, **EVERYTHING))[wrapper]
+        params, state, update = PARAMS, tx.init(PARAMS), jax.jit(tx.update)
+        for _ in range(4):
+            updates, new = update(GRADS, state, params)
+            chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
+            params, state = optax.apply_updates(params, updates), new
+    chex.assert_tree_all_finite(params)
+    moved = np.abs(params["dense"]["kernel"] - PARAMS["dense"]["kernel"])
+    assert moved.min() > 1e-3
+
+
+@every_optimizer
+def test_tree_map_params_with_every_option(name: str) -> None:
+    """What belongs to no parameter is none's: counters, histories, norms."""
+    params, _ = tree()
+    tx = OPTIMIZERS[name](0.01, **EVERYTHING)
+    state = tx.init(params)
+    mapped = optax.tree_map_params(
+        tx, lambda _: "parameter", state, transform_non_params=lambda _: "other"
+    )
+    assert set(jax.tree.leaves((mapped.moments, mapped.scales))) == {"parameter"}
+    assert set(jax.tree.leaves((mapped.count, mapped.extra))) == {"other"}
+    assert set(mapped.extra) == {"format", *KEEPS}
+
+
+@pytest.mark.parametrize("key", KEEPS)
+def test_a_state_made_with_other_options_is_refused(key: str) -> None:
+    params, (g,) = tree()
+    with_option, without = optim.adam(0.1, **KEEPS[key]), optim.adam(0.1)
+    for made, used in ((with_option, without), (without, with_option)):
+        with pytest.raises(ValueError, match=rf"state\.extra has .*{key}"):
+            used.step(g, made.init(params), params)
+
+
+def test_limits_that_keep_nothing_leave_the_state_as_it_is() -> None:
+    params, (g,) = tree()
+    limited = optim.adamw(0.1, max_unorm=0.5, percentile_clipping=100, **CLIPS["both"])
+    bare = optim.adamw(0.1)
+    chex.assert_trees_all_equal(limited.init(params), bare.init(params))
+    jax.eval_shape(limited.step, g, bare.init(params), params)
