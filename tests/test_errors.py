@@ -29,11 +29,74 @@ PARAMS = {"a": {"kernel": jnp.ones((64, 128))}, "b": jnp.ones(8)}
         ({"b2": float("nan")}, r"b2=nan must be in \[0, 1\)"),
         ({"eps": -1e-8}, "eps=-1e-08 must be finite and not negative"),
         ({"weight_decay": -1.0}, "weight_decay=-1.0 must be finite and not neg"),
+        ({"grad_clip_norm": 0.0}, "grad_clip_norm=0.0 must be above 0, or None"),
+        ({"grad_clip_norm": -1}, "grad_clip_norm=-1 must be above 0, or None"),
+        ({"grad_clip_value": 0}, "grad_clip_value=0 must be above 0, or None"),
+        ({"max_unorm": float("nan")}, "max_unorm=nan must be above 0, or None"),
+        ({"percentile_clipping": 0}, "percentile_clipping=0 must be from 1 to 100"),
+        ({"percentile_clipping": 101}, "percentile_clipping=101 must be from 1 to"),
+        ({"percentile_clipping": 5.0}, "percentile_clipping=5.0 must be an int"),
+        ({"percentile_clipping": True}, "percentile_clipping=True must be an int"),
     ],
 )
 def test_at_construction(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         optim.adamw(1e-3, **options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"eps": -1.0}, "eps=-1.0 must be finite and not negative"),
+        (
+            {"trust_ratio_bounds": (10.0, 0.1)},
+            r"trust_ratio_bounds=\(10.0, 0.1\) must be \(low, high\), 0 <= low <= high",
+        ),
+        ({"ratio_bounds": (-1.0, 1.0)}, r"ratio_bounds=\(-1.0, 1.0\) must be \(low"),
+        ({"ratio_bounds": (0.0, float("nan"))}, r"ratio_bounds=\(0.0, nan\) must be"),
+        ({"ratio_bounds": 10.0}, r"ratio_bounds=10.0 must be \(low, high\), or None"),
+        ({"ratio_bounds": (0.1, 1, 10)}, r"ratio_bounds=\(0.1, 1, 10\) must be \(low"),
+    ],
+)
+def test_of_lamb(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        optim.lamb(1e-3, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"momentum": 1.0}, r"momentum=1.0 must be in \[0, 1\)"),
+        ({"momentum": -0.1}, r"momentum=-0.1 must be in \[0, 1\)"),
+        ({"dampening": 1.0}, r"dampening=1.0 must be in \[0, 1\)"),
+        ({"trust_coefficient": -1.0}, "trust_coefficient=-1.0 must be finite and not"),
+        (
+            {"nesterov": True, "momentum": 0.0},
+            "nesterov=True with momentum=0.0: it needs momentum above 0 and dampening",
+        ),
+        (
+            {"nesterov": True, "dampening": 0.1},
+            "nesterov=True with dampening=0.1: it needs momentum above 0 and dampening",
+        ),
+        (
+            {"decay_norm": "both"},
+            "decay_norm='both' must be 'together' or 'apart'",
+        ),
+        (
+            {"learning_rate_first": True, "max_unorm": 0.02},
+            "learning_rate_first=True with max_unorm: .*leave learning_rate_first out",
+        ),
+    ],
+)
+def test_of_lars(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        optim.lars(1e-3, **arguments)
+
+
+def test_unknown_preset_lists_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="unknown preset 'lamb'; known are ") as error:
+        optim.preset("lamb", 1e-3)
+    assert all(name in str(error.value) for name in optim.PRESETS)
 
 
 def test_unknown_option_lists_the_known_ones() -> None:
@@ -50,6 +113,29 @@ def test_unknown_option_lists_the_known_ones() -> None:
         ),
         ({"block_size": lambda path: 20}, "block_size=20 for 'a/kernel'"),
         ({"state": lambda path: "1bit"}, "unknown state format '1bit' for 'a/kernel'"),
+        (
+            {"layer_axes": 1},
+            r"layer_axes=1 for 'b' is not an axis of its shape \(8,\)",
+        ),
+        (
+            {"layer_axes": lambda path: -3 if path == "a/kernel" else None},
+            r"layer_axes=-3 for 'a/kernel' is not an axis of its shape \(64, 128\)",
+        ),
+        (
+            {"layer_axes": {"a": (0, 2), "b": None}},
+            r"layer_axes=\(0, 2\) for 'a/kernel' is not an axis",
+        ),
+        ({"layer_axes": 0.0}, "layer_axes is 0.0, not ints, tuples of ints, or None"),
+        (
+            {"layer_axes": {"a": {"kernel": "0"}, "b": 0}},
+            "layer_axes at 'a/kernel' is '0', not ints",
+        ),
+        ({"layer_axes": lambda path: "0"}, "layer_axes='0' must be an int"),
+        ({"layer_axes": {"a": 0}}, "layer_axes does not fit the parameters at 'b'"),
+        (
+            {"layer_axes": 0, "block_axis": -2},
+            "block_axis=-2 for 'a/kernel' is one of its layer_axes=0: a block would",
+        ),
     ],
 )
 def test_per_leaf_options_name_the_leaf(options: dict[str, Any], message: str) -> None:
@@ -130,7 +216,21 @@ def test_state_of_another_configuration(options: dict[str, Any], message: str) -
         other.update(PARAMS, state)
 
 
-def test_mask_that_does_not_fit() -> None:
-    tx = optim.adamw(1e-3, mask={"a": True, "c": False})
-    with pytest.raises(ValueError, match="mask does not fit the parameters at 'b'"):
+@pytest.mark.parametrize("name", ["mask", "adapt_mask"])
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        ({"a": True, "c": False}, "does not fit the parameters at 'b': give a tree"),
+        ({"a": True}, "does not fit the parameters at 'b'"),
+        ({"a": {"bias": True}, "b": True}, "does not fit the parameters at 'a/kernel'"),
+        ({"a": True, "b": {"c": True}}, "does not fit the parameters at 'b"),
+        ({"a": 1.0, "b": True}, "at 'a' is 1.0, not bools"),
+        ({"a": {"kernel": "yes"}, "b": True}, "at 'a/kernel' is 'yes', not bools"),
+        (lambda params: {"a": True, "b": None}, "at 'b' is None, not bools"),
+        (lambda params: jax.tree.map(jnp.any, params), "at 'a/kernel' is Array.*bools"),
+    ],
+)
+def test_masks_that_do_not_fit(name: str, mask: Any, message: str) -> None:
+    tx = optim.lamb(1e-3, **{name: mask})
+    with pytest.raises(ValueError, match=f"^{name} {message}"):
         tx.update(PARAMS, tx.init(PARAMS), PARAMS)

@@ -102,6 +102,24 @@ def test_gradients_within_the_limits_are_left_alone() -> None:
     chex.assert_trees_all_close(got, expected, rtol=0, atol=3 * 2.0**-22)
 
 
+def test_percentiles_come_before_the_global_norm_and_values_after() -> None:
+    """A gradient 10 times as long is cut to the last one; that is what is measured."""
+    params, (g,) = tree()
+    total = float(optax.tree.norm(g))
+    norm, value = total / 2, 1.0
+    tx = optim.adamw(
+        0.01,
+        percentile_clipping=20,
+        grad_clip_norm=norm,
+        grad_clip_value=value,
+        record_norms=True,
+    )
+    _, state = run_step(tx, params, [g, jax.tree.map(lambda x: 10 * x, g)])
+    for path, norms in optim.last_norms(state).items():
+        expected = np.clip(leaf_at(g, path) / 2, -value, value)
+        np.testing.assert_allclose(norms.gradient, np.linalg.norm(expected), rtol=1e-5)
+
+
 def test_the_norm_of_a_complex_leaf_counts_both_parts() -> None:
     g = {"z": jnp.full((4, 3), 3.0 + 4.0j, jnp.complex64), "x": jnp.full(5, 2.0)}
     start = jax.tree.map(jnp.zeros_like, g)
