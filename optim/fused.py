@@ -12,13 +12,13 @@ from jax.sharding import NamedSharding
 from octavo import pallas_kernels as kernels
 from octavo.pallas_kernels import Leaf, Program, Rule, Scalars, Slot
 
+from .job import Job, tell_straddling
 from .limits import HISTORY, limited
 from .norms import no_norms
 from .options import Options
-from .passes import Operands, operands
+from .passes import Operands, operands, tree_step
 from .placement import placements, zeros
 from .settings import LeafPlan, Settings
-from .shards import Job, tell_straddling, tree_step
 from .state import State, scale_name
 from .stored import format_table
 from .tree import (
@@ -190,7 +190,7 @@ class _Optimizer:
         scalars = self._scalars(rules, state.count)
         passed = operands(settings, jobs, scalars, state.extra, state.count)
         keys = [kernels.key(settings.seed, state.count, plan.path) for plan in plans]
-        results = tree_step(settings.backend, jobs, passed.scalars, keys)
+        results = tree_step(settings, jobs, passed.scalars, keys)
         shown = p if in_place and p is not None else g
         out = shown.replaced([r.p if in_place else r.g for r in results])
         return out, _replaced(state, self.slots, old, results, passed)

@@ -1,17 +1,19 @@
-"""The passes before a step: sums over every leaf, and the operands made of them."""
+"""The passes of a step: sums over every leaf, the operands made of them, the step."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
 
-from octavo.pallas_kernels import Norms, Scalars, Sum
+from octavo.pallas_kernels import Leaf, Norms, Scalars, Sum
 
+from .job import Job
 from .limits import clip_global, clip_percentile
 from .norms import LayerNorms, stacked
 from .settings import Settings
-from .shards import Job, tree_sums
+from .shards import shard_step, shard_sums
+from .whole import whole_step, whole_sums
 
 
 class Operands(NamedTuple):
@@ -28,6 +30,7 @@ class Operands(NamedTuple):
     extra: dict[str, Any]
 
 
+_T = TypeVar("_T")
 Sums: TypeAlias = dict[Sum, jax.Array]
 
 
@@ -50,7 +53,7 @@ def operands(
     found: list[Sums] = [{} for _ in jobs]
     if settings.clips_norms:
         raw = [Scalars(s.learning_rate, ()) for s in scalars]
-        first = tree_sums(settings.backend, jobs, raw, [squares] * len(jobs))
+        first = _tree_sums(settings, jobs, raw, [squares] * len(jobs))
         factors = _clip(settings, [x["g"] for x in first], extra, count)
         scalars = [s._replace(clip=f) for s, f in zip(scalars, factors, strict=True)]
         found = [{"bad": x["bad"]} if guards else {} for x in first]
@@ -58,7 +61,7 @@ def operands(
     if settings.grad_clip_value is not None:
         value = jnp.asarray(settings.grad_clip_value, jnp.float32)
         scalars = [s._replace(clip_value=value) for s in scalars]
-    second = tree_sums(settings.backend, jobs, scalars, [(*w, *guards) for w in wanted])
+    second = _tree_sums(settings, jobs, scalars, [(*w, *guards) for w in wanted])
     found = [a | b for a, b in zip(found, second, strict=True)]
 
     norms = [_norms(x) for x in found]
@@ -74,6 +77,64 @@ def operands(
         s._replace(ratio=r, take=take) for s, r in zip(scalars, ratios, strict=True)
     ]
     return Operands(scalars, take, extra)
+
+
+def tree_step(
+    settings: Settings,
+    jobs: Sequence[Job],
+    scalars: Sequence[Scalars],
+    keys: Sequence[jax.Array],
+) -> list[Leaf]:
+    """One step of every leaf, in its shards where they are known."""
+    results = [job.leaf._replace(g=_zeros_like(job.leaf.g)) for job in jobs]
+    inside = [k for k, job in enumerate(jobs) if job.in_shards]
+    for k, job in enumerate(jobs):
+        if not job.idle and not job.in_shards:
+            results[k] = whole_step(settings.backend, job, scalars[k], keys[k])
+    if inside:
+        stepped = shard_step(
+            settings.backend,
+            _some(jobs, inside),
+            _some(scalars, inside),
+            _some(keys, inside),
+        )
+        for k, out in zip(inside, stepped, strict=True):
+            results[k] = out
+    return results
+
+
+def _tree_sums(
+    settings: Settings,
+    jobs: Sequence[Job],
+    scalars: Sequence[Scalars],
+    wanted: Sequence[Sequence[Sum]],
+) -> list[Sums]:
+    """Sums over each layer of every leaf, likewise."""
+    layers = [job.plan.blocks.layer_count for job in jobs]
+    found = [jnp.zeros((len(w), n)) for w, n in zip(wanted, layers, strict=True)]
+    work = [k for k, job in enumerate(jobs) if wanted[k] and not job.idle]
+    inside = [k for k in work if jobs[k].in_shards]
+    for k in work:
+        if not jobs[k].in_shards:
+            found[k] = whole_sums(settings.backend, jobs[k], scalars[k], wanted[k])
+    if inside:
+        summed = shard_sums(
+            settings.backend,
+            _some(jobs, inside),
+            _some(scalars, inside),
+            _some(wanted, inside),
+        )
+        for k, sums in zip(inside, summed, strict=True):
+            found[k] = sums
+    return [dict(zip(w, x, strict=True)) for w, x in zip(wanted, found, strict=True)]
+
+
+def _some(items: Sequence[_T], indices: Sequence[int]) -> list[_T]:
+    return [items[k] for k in indices]
+
+
+def _zeros_like(g: Any) -> Any:
+    return g if g.dtype == jax.dtypes.float0 else jnp.zeros_like(g)
 
 
 def _wanted(settings: Settings, job: Job) -> tuple[Sum, ...]:

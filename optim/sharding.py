@@ -14,8 +14,8 @@ from octavo import pallas_kernels as kernels
 from octavo.pallas_kernels import Leaf, Noise, Scalars
 
 from .fused import Transformation
+from .job import Job
 from .placement import advice, fitting, full
-from .shards import Job
 from .tree import Leaves
 
 
