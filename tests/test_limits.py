@@ -120,6 +120,14 @@ def test_percentiles_come_before_the_global_norm_and_values_after() -> None:
         np.testing.assert_allclose(norms.gradient, np.linalg.norm(expected), rtol=1e-5)
 
 
+def test_a_norm_that_overflows_is_in_no_history() -> None:
+    params, (g,) = tree()
+    large = {**g, "scale": jnp.float32(1e30)}
+    _, state = run_step(optim.adam(0.1, percentile_clipping=20), params, [g, large, g])
+    history = np.unique(state.extra["clip_history"][2])
+    np.testing.assert_allclose(history, [np.square(g["scale"])], rtol=1e-6)
+
+
 def test_the_norm_of_a_complex_leaf_counts_both_parts() -> None:
     g = {"z": jnp.full((4, 3), 3.0 + 4.0j, jnp.complex64), "x": jnp.full(5, 2.0)}
     start = jax.tree.map(jnp.zeros_like, g)
@@ -335,7 +343,7 @@ def test_last_norms() -> None:
 
 def test_last_norms_are_those_after_clipping() -> None:
     params, (g,) = tree()
-    tx = optim.lamb(0.01, record_norms=True, **CLIPS["both"])
+    tx = optim.lamb(0.01, record_norms=True, skip_nonfinite=True, **CLIPS["both"])
     _, state = run_step(tx, params, [g])
     (clipped,) = optax_clipped([g], CLIPS["both"])
     expect_norms(optim.last_norms(state), params, clipped)
