@@ -52,6 +52,10 @@ def stored(state: State, table: Any = None) -> dict[str, StoredLeaf]:
       ValueError: if the table does not say.
     """
     ((tag, own),) = state.extra["format"].items()
+    if state.count.ndim:
+        raise ValueError(
+            "a stack of states: give one, such as jax.tree.map(lambda x: x[0], states)"
+        )
     leaves = Leaves.of(next(iter(state.moments.values())))
     shapes = [tuple(leaf.shape) for leaf in leaves.leaves]
     return stored_leaves(own if table is None else table, leaves.paths, shapes, tag)
@@ -69,7 +73,8 @@ def stored_leaves(
         except KeyError:
             raise ValueError(
                 f"{path!r}: the state does not say how it is stored ({tag}, row "
-                f"{row.tolist()}): it was zeroed, or written by a newer version"
+                f"{row.tolist()}): it was written by a newer version, or zeroed; then "
+                'take extra["format"] from a fresh tx.init(params)'
             ) from None
         found[path] = StoredLeaf(
             formats, Blocks(shape, None if axis < 0 else axis, size)

@@ -11,7 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ..report import shown_size
+from ..state import scale_name
 from .files import Saved, open_saved
+from .sources import join
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,8 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _print(saved)
         if not options.no_checksums:
             print(_checked(saved))
-    except (FileNotFoundError, ValueError) as error:
-        print(error, file=sys.stderr)
+    except (OSError, ValueError) as error:
+        print(*str(error).split(), file=sys.stderr)  # on one line
         return 1
     return 0
 
@@ -51,7 +53,8 @@ def _print(saved: Saved) -> None:
 
 def _slots(saved: Saved, path: str, state: dict[str, Any]) -> Table:
     """A table of an optimizer's moments: how they are stored, and their sizes."""
-    title = f"{path}: {state['count']} steps, {len(state['leaves'])} leaves"
+    name, arrays = path or "the state", saved.arrays
+    title = f"{name}: {state['count']} steps, {len(state['leaves'])} leaves"
     table = Table(
         "slot", "format", "blocks", "leaves", "bytes", "in 32 bits", title=title
     )
@@ -61,9 +64,9 @@ def _slots(saved: Saved, path: str, state: dict[str, Any]) -> Table:
             form = how["formats"][k]
             dense = form in ("32bit", "bf16")
             blocks = "" if dense else f"{how['block_size']} along {how['block_axis']}"
-            codes = f"{path}/moments/{slot}/{leaf}".rstrip("/")
-            scales = f"{path}/scales/{slot}_scale/{leaf}".rstrip("/")
-            size = sum(_nbytes(saved.arrays.get(p)) for p in (codes, scales))
+            codes = join(path, "moments", slot, leaf)
+            scales = join(path, "scales", scale_name(slot), leaf)
+            size = sum(_nbytes(arrays.get(p)) for p in (codes, scales))
             full = 4 * math.prod(how["shape"])
             groups.setdefault((form, blocks), []).append((size, full))
         for (form, blocks), sizes in groups.items():

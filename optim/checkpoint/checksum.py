@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 
@@ -15,9 +16,23 @@ def checksum(x: Any) -> jax.Array:
     integers: in any order, on any mesh, on the devices where they lie. One changed
     value always shows, several with a probability of 1 - 2**-64.
     """
-    if jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key):
+    if is_key(x):
         x = jax.random.key_data(x)
-    return _sums(x if isinstance(x, jax.Array) else jnp.asarray(x))
+    if not isinstance(x, jax.Array):
+        x = np.asarray(x)
+        if is_shortened(x.dtype):
+            x = x.reshape(*x.shape, 1).view(np.uint32)
+    return _sums(jnp.asarray(x))
+
+
+def is_key(x: Any) -> bool:
+    """Whether these are random keys, which are stored as their data."""
+    return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def is_shortened(dtype: Any) -> bool:
+    """Whether JAX, without x64, would make values of this type shorter."""
+    return jax.dtypes.canonicalize_dtype(dtype) != dtype
 
 
 def shown(sums: Any) -> str:
@@ -48,9 +63,9 @@ def _words(x: jax.Array) -> jax.Array:
         x = jnp.stack([x.real, x.imag], axis=-1)
     if x.dtype == jnp.bool_:
         x = x.astype(jnp.uint8)
-    if x.dtype.itemsize == 8:
-        return lax.bitcast_convert_type(x, jnp.uint32)
-    same = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
+    info = jnp.finfo if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo
+    bits = info(x.dtype).bits
+    same = jnp.uint32 if bits == 64 else jnp.dtype(f"uint{bits}")
     return lax.bitcast_convert_type(x, same).astype(jnp.uint32)
 
 

@@ -7,14 +7,13 @@ from importlib import metadata
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ..fused import Transformation
 from ..state import State
 from ..stored import stored
 from ..tree import path_name
-from .checksum import checksum, shown
+from .checksum import checksum, is_key, shown
 
 VERSION = 1
 
@@ -30,16 +29,26 @@ class DamagedCheckpointError(CheckpointError):
 def describe(step: int, tree: Any, tx: Any = None, checksums: bool = True) -> Any:
     """The description of a tree that is about to be saved.
 
+    Its arrays are listed as Orbax stores them.
+
     Args:
       step: its number.
       tree: what is saved: arrays, and anywhere among them states of optimizers.
       tx: the optimizer, whose seed is noted if it is Octavo's.
       checksums: whether to read all arrays for a checksum of each.
+
+    Raises:
+      ValueError: for a leaf that is no array, and a state that was zeroed.
     """
-    arrays = {
-        path: {"shape": list(np.shape(x)), "dtype": str(jnp.result_type(x))}
-        for path, x in flat(tree).items()
-    }
+    arrays: dict[str, dict[str, Any]] = {}
+    for path, x in flat(tree).items():
+        shape, dtype = form(x)
+        if dtype.kind in "OSU":
+            raise ValueError(
+                f"{path!r} is {x!r}, not an array: save it as an item of its own, such "
+                "as log=ocp.args.JsonSave({...})"
+            )
+        arrays[path] = {"shape": list(shape), "dtype": str(dtype)}
     if checksums:
         sums = jax.device_get({path: checksum(x) for path, x in flat(tree).items()})
         for path, numbers in sums.items():
@@ -87,15 +96,15 @@ def read(text: str, where: str) -> dict[str, Any]:
         raise DamagedCheckpointError(
             f"{where}: the description cannot be read: {error!r}"
         ) from error
-    if digest != _digest(content):
-        raise DamagedCheckpointError(
-            f"{where}: the description is not the one that was written"
-        )
     if version != VERSION:
         raise CheckpointError(
             f"{where}: the description has version {version} (of Octavo "
             f"{content.get('octavo')}), but this Octavo reads version {VERSION}: "
             "restore with that one and save again, or read the arrays with Orbax"
+        )
+    if digest != _digest(content):
+        raise DamagedCheckpointError(
+            f"{where}: the description is not the one that was written"
         )
     return content
 
@@ -111,9 +120,21 @@ def flat(tree: Any) -> dict[str, Any]:
     return {path_name(path): leaf for path, leaf in with_paths}
 
 
+def form(x: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of a leaf, as Orbax stores it."""
+    if is_key(x):
+        x = jax.eval_shape(jax.random.key_data, x)
+    x = x if hasattr(x, "dtype") else np.asarray(x)
+    return tuple(x.shape), np.dtype(x.dtype)
+
+
 def states_of(tree: Any) -> dict[str, State]:
-    """The states of Octavo optimizers in a tree, by their paths."""
+    """The states of Octavo optimizers in a tree, by their paths.
+
+    But for those that `jax.vmap` stacked, whose arrays are saved as they are.
+    """
     with_paths, _ = jax.tree_util.tree_flatten_with_path(
         tree, is_leaf=lambda x: isinstance(x, State)
     )
-    return {path_name(path): x for path, x in with_paths if isinstance(x, State)}
+    found = {path_name(path): x for path, x in with_paths if isinstance(x, State)}
+    return {path: state for path, state in found.items() if not state.count.ndim}

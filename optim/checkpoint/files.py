@@ -2,18 +2,21 @@
 
 import re
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from ..tree import path_name
-from .checksum import checksum, shown
-from .description import DamagedCheckpointError, read
+from .checksum import checksum, is_shortened, shown
+from .description import CheckpointError, DamagedCheckpointError, read
 
 STATE, DESCRIPTION = "state", "octavo"  # the items of a step's folder
+_NAMES = (STATE, "default", "pytree")  # of the arrays; Orbax' own for a lone item
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,7 @@ class Saved:
 
     Attributes:
       folder: of the step.
+      item: folder of its arrays.
       step: its number.
       others: the other complete steps.
       tree: shape and type of each array, in the structure that Orbax gives it.
@@ -29,6 +33,7 @@ class Saved:
     """
 
     folder: Any
+    item: Any
     step: int
     others: tuple[int, ...]
     tree: Any
@@ -40,8 +45,10 @@ class Saved:
         with_paths, _ = jax.tree_util.tree_flatten_with_path(self.tree)
         return {path_name(path): leaf for path, leaf in with_paths}
 
-    def load(self, wanted: Mapping[str, Any], verify: bool) -> dict[str, jax.Array]:
+    def load(self, wanted: Mapping[str, Any], verify: bool) -> dict[str, Any]:
         """Some of the arrays, by their paths.
+
+        Of numpy where JAX would shorten their type.
 
         Args:
           wanted: paths to shardings; None: one device.
@@ -53,27 +60,25 @@ class Saved:
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
         def item(path: Any, leaf: Any) -> Any:
-            if path_name(path) not in wanted:
-                return ocp.PLACEHOLDER
-            where = wanted[path_name(path)]
-            where = here if where is None else where
-            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+            chosen = path_name(path) in wanted
+            shape, dtype = leaf.shape, np.dtype(leaf.dtype)
+            return jax.ShapeDtypeStruct(shape, dtype) if chosen else ocp.PLACEHOLDER
 
-        items = jax.tree_util.tree_map_with_path(item, self.tree)
-        args = jax.tree.map(
-            lambda x: (
-                ocp.RestoreArgs()
-                if x is ocp.PLACEHOLDER
-                else ocp.ArrayRestoreArgs(sharding=x.sharding)
-            ),
-            items,
+        def arg(path: Any, leaf: Any) -> ocp.RestoreArgs:
+            if path_name(path) not in wanted:
+                return ocp.RestoreArgs()
+            if is_shortened(leaf.dtype):
+                return ocp.RestoreArgs(restore_type=np.ndarray)
+            where = wanted[path_name(path)]
+            return ocp.ArrayRestoreArgs(sharding=here if where is None else where)
+
+        args = ocp.args.PyTreeRestore(
+            item=jax.tree_util.tree_map_with_path(item, self.tree),
+            restore_args=jax.tree_util.tree_map_with_path(arg, self.tree),
         )
         try:
-            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-                tree = reader.restore(
-                    self.folder / STATE,
-                    args=ocp.args.PyTreeRestore(item=items, restore_args=args),
-                )
+            with closing(ocp.PyTreeCheckpointHandler()) as reader:
+                tree = reader.restore(self.item, args=args)
         except Exception as error:  # whatever the layers below make of damaged files
             raise self.damaged(f"its arrays cannot be read: {error}") from error
         with_paths, _ = jax.tree_util.tree_flatten_with_path(tree)
@@ -83,10 +88,14 @@ class Saved:
             self.verify(arrays)
         return arrays
 
-    def verify(self, arrays: Mapping[str, jax.Array]) -> None:
+    def verify(self, arrays: Mapping[str, Any]) -> None:
         """Raise DamagedCheckpointError unless checksums are those that were noted."""
         noted = {} if self.description is None else self.description["arrays"]
-        sums = {p: checksum(x) for p, x in arrays.items() if "checksum" in noted[p]}
+        sums = {
+            path: checksum(x)
+            for path, x in arrays.items()
+            if "checksum" in noted.get(path, ())
+        }
         for path, numbers in jax.device_get(sums).items():
             if shown(numbers) != noted[path]["checksum"]:
                 raise self.damaged(f"{path!r} is not what was written")
@@ -94,7 +103,9 @@ class Saved:
     def damaged(self, what: str) -> DamagedCheckpointError:
         """The error for damage to this step's files, which says what is left."""
         left = (
-            f"restore step {max(self.others)}" if self.others else "there is no other"
+            f"step={max(self.others)} is the newest other one"
+            if self.others
+            else "there is no other step"
         )
         return DamagedCheckpointError(f"{self.folder} is damaged: {what}; {left}")
 
@@ -102,64 +113,93 @@ class Saved:
 def open_saved(manager: Any, step: int | None) -> Saved:
     """A complete step, the newest if None.
 
+    Args:
+      manager: Orbax' manager, or the folder of one that names steps by their numbers.
+      step: its number.
+
     Raises:
       FileNotFoundError: if the folder or the step does not exist.
       CheckpointError: if another version of Octavo wrote it.
       DamagedCheckpointError: if its files are not what was written.
     """
     if isinstance(manager, str | Path):
-        root = Path(manager).absolute()
-        if not root.is_dir():
-            raise FileNotFoundError(
-                f"{root}: there is no such folder of checkpoints; save one with "
-                "optim.checkpoint.save, or start without"
-            )
-        options = ocp.CheckpointManagerOptions(read_only=True)
-        with ocp.CheckpointManager(root, options=options) as opened:
-            return open_saved(opened, step)
-    manager.wait_until_finished()
-    steps = sorted(manager.all_steps(read=True))
-    if not steps:
+        root, folders = Path(manager).absolute(), _folders(manager)
+    else:
+        manager.wait_until_finished()
+        manager.reload()
+        root = manager.directory
+        folders = {step: _folder(root, step) for step in manager.all_steps()}
+    if not folders:
         raise FileNotFoundError(
-            f"{manager.directory}: there is no complete step; save one with "
+            f"{root}: there is no complete step; save one with "
             "optim.checkpoint.save, or start without"
         )
-    chosen = int(steps[-1] if step is None else step)
-    if chosen not in steps:
+    chosen = max(folders) if step is None else int(step)
+    if chosen not in folders:
         raise FileNotFoundError(
-            f"{manager.directory}: there is no step {chosen}; there are {steps}"
+            f"{root}: there is no step {chosen}; there are {sorted(folders)}"
         )
-    others = tuple(s for s in steps if s != chosen)
-    return _open(_folder(manager, chosen), chosen, others)
+    others = tuple(s for s in folders if s != chosen)
+    return _open(folders[chosen], chosen, others)
 
 
-def _folder(manager: ocp.CheckpointManager, step: int) -> Any:
+def _folders(root: str | Path) -> dict[int, Any]:
+    """The complete steps in a folder."""
+    if not Path(root).is_dir():
+        raise FileNotFoundError(
+            f"{Path(root).absolute()}: there is no such folder of checkpoints; save "
+            "one with optim.checkpoint.save, or start without"
+        )
+    names = ocp.path.step.standard_name_format()
+    return {found.step: found.path for found in names.find_all(Path(root).absolute())}
+
+
+def _folder(root: Any, step: int) -> Any:
     """The folder of a step, however the manager names them."""
-    for folder in manager.directory.iterdir():
-        if re.fullmatch(rf"(.*\D)?0*{step}", folder.name):
-            return folder
-    raise FileNotFoundError(f"{manager.directory}: there is no folder of step {step}")
+    named = [f for f in root.iterdir() if re.fullmatch(rf"(.*\D)?0*{step}", f.name)]
+    if not named:
+        raise FileNotFoundError(f"{root}: there is no folder of step {step}")
+    return min(named, key=lambda folder: (_item(folder) is None, len(folder.name)))
+
+
+def _item(folder: Any) -> Any:
+    """The folder of a step's arrays; None if it has none."""
+    return next((folder / n for n in _NAMES if (folder / n).is_dir()), None)
 
 
 def _open(folder: Any, step: int, others: tuple[int, ...]) -> Saved:
-    saved = Saved(folder, step, others, None, None)
-    described = folder / DESCRIPTION / "metadata"
-    description = read(described.read_text(), described) if described.exists() else None
+    item = _item(folder)
+    saved = Saved(folder, item, step, others, None, None)
+    description = None
+    if (folder / DESCRIPTION).exists():
+        try:
+            text = (folder / DESCRIPTION / "metadata").read_text()
+        except (OSError, ValueError) as error:
+            raise saved.damaged(f"its description cannot be read: {error}") from error
+        description = read(text, str(folder))
+        if item is None:
+            raise saved.damaged("its arrays are gone")
+    if item is None:
+        found = ", ".join(sorted(x.name for x in folder.iterdir() if x.is_dir()))
+        raise CheckpointError(
+            f"{folder} has no item called {' or '.join(_NAMES)}, but {found}; give the "
+            f"state that name: ocp.args.Composite({STATE}=...)"
+        )
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            tree = reader.metadata(folder / STATE).item_metadata.tree
+        with closing(ocp.PyTreeCheckpointHandler()) as reader:
+            tree = reader.metadata(item).tree
     except Exception as error:  # whatever the layers below make of damaged files
         raise saved.damaged(f"its metadata cannot be read: {error}") from error
-    saved = Saved(folder, step, others, tree, description)
+    saved = Saved(folder, item, step, others, tree, description)
     if description is not None:
-        listed = {
-            path: {"shape": list(x.shape), "dtype": str(x.dtype)}
-            for path, x in saved.arrays.items()
-        }
-        noted = {
-            path: {key: x[key] for key in ("shape", "dtype")}
-            for path, x in description["arrays"].items()
-        }
-        if listed != noted:
-            raise saved.damaged("its arrays are not those of its description")
+        _compare(saved, description)
     return saved
+
+
+def _compare(saved: Saved, description: dict[str, Any]) -> None:
+    """Raise DamagedCheckpointError unless the arrays are those of the description."""
+    listed = {p: (list(x.shape), str(x.dtype)) for p, x in saved.arrays.items()}
+    noted = {p: (x["shape"], x["dtype"]) for p, x in description["arrays"].items()}
+    for path in sorted(listed.keys() | noted.keys()):
+        if listed.get(path) != noted.get(path):
+            raise saved.damaged(f"{path!r} is not what its description says")

@@ -9,11 +9,13 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 
 from ..convert import decoded, encoded
+from ..limits import HISTORY
 from ..placement import fitting
 from ..state import State, scale_name
 from ..stored import StoredLeaf, format_table
 from ..tree import Leaves
-from .description import CheckpointError, flat
+from .checksum import is_key
+from .description import CheckpointError, flat, form
 from .files import Saved
 from .sources import Source, below, join, octavo_sources, optax_sources
 from .target import Target
@@ -57,10 +59,9 @@ class Match:
         """The saved arrays that are needed, and where to load each."""
         found: dict[str, NamedSharding | None] = {}
         for goals, move in self._moves.items():
-            sharding = self._target.shardings.get(goals[0])
-            for path in move.reads:
-                shape = tuple(self._arrays[path].shape)
-                found[path] = _loaded_as(sharding, shape)
+            for k, path in enumerate(move.reads):
+                sharding = self._target.shardings.get(goals[min(k, len(goals) - 1)])
+                found[path] = _loaded_as(sharding, tuple(self._arrays[path].shape))
         return found
 
     def fill(self, arrays: Mapping[str, jax.Array]) -> dict[str, Any]:
@@ -83,20 +84,27 @@ class Match:
                     path, "is not in the checkpoint", "partial=True keeps the target's"
                 )
             return
-        got, want = self._arrays[path], jnp.result_type(leaf)
-        if tuple(got.shape) != np.shape(leaf):
-            raise self._misfit(
-                path,
-                f"has shape {tuple(got.shape)}, but the target's is {np.shape(leaf)}",
-                "restore into a model of the same sizes",
-            )
-        if got.dtype != want and not self._convert:
+        got, (shape, want) = self._arrays[path], form(leaf)
+        self._check_shape(path, shape)
+        # Whether a step is a number of Python or an array differs between trainers.
+        counts = shape == () and {np.dtype(got.dtype).kind, want.kind} == {"i"}
+        if got.dtype != want and not (counts or self._convert):
             raise self._misfit(
                 path,
                 f"has type {got.dtype}, but the target's is {want}",
                 "convert=True converts",
             )
-        self._take((path,), (path,), lambda x: (x.astype(want),))
+        self._take((path,), (path,), lambda x: (x if is_key(x) else x.astype(want),))
+
+    def _check_shape(self, path: str, shape: tuple[int, ...]) -> None:
+        got = tuple(self._arrays[path].shape)
+        if got != shape:
+            raise self._misfit(
+                path,
+                f"has shape {got}, but the target's is {shape}",
+                "restore into a model of the same sizes, or give what is new another "
+                "name and pass partial=True",
+            )
 
     def _take(
         self, goals: tuple[str, ...], reads: tuple[str, ...], make: Callable[..., Any]
@@ -124,11 +132,9 @@ class Match:
         source = self._source(path, state)
         if source is None:
             return
-        # Of optax, counters of schedules and the like are left over.
-        root = source.root if source.how else source.root.partition("/")[0]
-        self._used.update(p for p in self._arrays if below(p, root))
-        self._move_simple(f"{path}/count", state.count, source.count)
         how = self._target.stored[path]
+        self._used.update(self._belonging(source, path, how))
+        self._move_simple(join(path, "count"), state.count, source.count)
         for k, slot in enumerate(state.moments):
             codes = Leaves.of(state.moments[slot])
             name = scale_name(slot)
@@ -141,12 +147,46 @@ class Match:
                 like = codes.leaves[i], None if old is None else old[i]
                 self._move_moment(source, goals, how[leaf], k, slot, leaf, like)
         for extra, leaf in flat(state.extra).items():
+            goal, where = (join(x, "extra", extra) for x in (path, source.root))
             if extra.partition("/")[0] == "format":
                 table = format_table(list(how.values()), len(state.moments))
-                self._moves[(f"{path}/extra/{extra}",)] = Move((), lambda t=table: (t,))
+                self._moves[(goal,)] = Move((), lambda t=table: (t,))
+            elif extra == "clip_history" and (self._partial or self._convert):
+                self._move_history(goal, where, source, how)
             else:
-                where = join(source.root, "extra", extra)
-                self._move_simple(f"{path}/extra/{extra}", leaf, where)
+                self._move_simple(goal, leaf, where)
+
+    def _belonging(
+        self, source: Source, path: str, how: Mapping[str, StoredLeaf]
+    ) -> list[str]:
+        """What of the checkpoint has found its place once a state is restored."""
+        if source.how is None:
+            # Of optax, counters of schedules and the like are left over.
+            root = path.partition("/")[0]
+            return [p for p in self._arrays if below(p, root)]
+        gone = {
+            codes
+            for leaf in source.how.keys() - how.keys()
+            for slot in source.slots
+            for codes in (source.codes(slot, leaf), source.scales(slot, leaf))
+        }
+        return [p for p in self._arrays if below(p, source.root) and p not in gone]
+
+    def _move_history(
+        self, goal: str, path: str, source: Source, how: Mapping[str, StoredLeaf]
+    ) -> None:
+        """Norms of past gradients, one row for each leaf; infinite: not known."""
+        if path not in self._arrays:
+            shape = (len(how), HISTORY)
+            self._moves[(goal,)] = Move((), lambda: (jnp.full(shape, jnp.inf),))
+            return
+        rows = {leaf: k for k, leaf in enumerate(source.how or ())}
+        of = np.array([rows.get(leaf, -1) for leaf in how])
+
+        def make(x: jax.Array) -> tuple[jax.Array]:
+            return (jnp.where(of[:, None] < 0, jnp.float32(jnp.inf), x[of]),)
+
+        self._take((goal,), (path,), make)
 
     def _move_simple(self, goal: str, leaf: Any, path: str | None) -> None:
         """A counter or a history: as saved, or fresh where it does not fit."""
@@ -182,25 +222,27 @@ class Match:
                 )
             self._moves[goals] = Move((), lambda: _zeros(codes, scales))
             return
-        shape = tuple(self._arrays[path].shape)
-        if shape != tuple(codes.shape):
-            raise self._misfit(
-                path,
-                f"has shape {shape}, but the target's is {tuple(codes.shape)}",
-                "restore into a model of the same sizes",
-            )
-        was = source.stored(leaf, shape, k)
+        self._check_shape(path, tuple(codes.shape))
+        was = source.stored(leaf, tuple(codes.shape), k)
         scale_path = source.scales(slot, leaf)
         reads = (path,) if scale_path not in self._arrays else (path, scale_path)
-        same = was.formats[k] == how.formats[k] and was.blocks == how.blocks
-        if same and len(reads) == len(goals):
+        dense = not was.formats[k].quantized
+        same = (
+            was.formats[k] == how.formats[k]
+            and (dense or was.blocks == how.blocks)
+            and self._arrays[path].dtype == codes.dtype
+        )
+        if same and len(reads) == len(goals) and was.blocks == how.blocks:
             self._take(goals, reads, lambda *x: x)
+            return
+        if same and dense:  # its scales, if any, are not used
+            self._take(goals, (path,), lambda x: (x, *_zeros(codes, scales)[1:]))
             return
         if not self._convert:
             raise self._misfit(
                 path,
-                f"is stored as {_shown(was, k)}, but the optimizer stores "
-                f"{_shown(how, k)}",
+                f"is stored as {_shown(was, k, self._arrays[path])}, but the optimizer "
+                f"stores {_shown(how, k, codes)}",
                 "make the optimizer with the same options, or pass convert=True",
             )
 
@@ -243,11 +285,11 @@ def _zeros(codes: Any, scales: Any) -> tuple[jax.Array, ...]:
     return (made,) if scales is None else (made, jnp.zeros(scales.shape, scales.dtype))
 
 
-def _shown(how: StoredLeaf, slot: int) -> str:
-    form, blocks = how.formats[slot], how.blocks
-    if not form.quantized:
-        return form.name
-    return f"{form.name} in blocks of {blocks.size} along axis {blocks.axis}"
+def _shown(how: StoredLeaf, slot: int, codes: Any) -> str:
+    name, blocks = how.formats[slot].name, how.blocks
+    if not how.formats[slot].quantized:
+        return f"{name} ({np.dtype(codes.dtype)})"
+    return f"{name} in blocks of {blocks.size} along axis {blocks.axis}"
 
 
 def _loaded_as(sharding: Any, shape: tuple[int, ...]) -> Any:
@@ -255,10 +297,9 @@ def _loaded_as(sharding: Any, shape: tuple[int, ...]) -> Any:
 
     With axes that XLA may partition: conversions reshape, which explicit ones forbid.
     """
-    if not isinstance(sharding, NamedSharding):
-        return sharding
-    if len(sharding.spec) > len(shape):
-        return None
+    if not isinstance(sharding, NamedSharding) or len(sharding.spec) > len(shape):
+        single = sharding is not None and len(sharding.device_set) == 1
+        return sharding if single else None
     mesh: Any = sharding.mesh
     auto = Mesh(mesh.devices, mesh.axis_names, (AxisType.Auto,) * len(mesh.axis_names))
     return fitting(NamedSharding(auto, sharding.spec), shape)

@@ -47,11 +47,10 @@ def octavo_sources(saved: Saved, verify: bool) -> list[Source]:
     """The states of Octavo optimizers in a checkpoint."""
     tables = {}
     for path in saved.arrays:
-        root, _, tag = path.rpartition("/extra/format/")
-        root = root if tag else None
-        if path.startswith("extra/format/"):
-            root = ""
-        if root is not None and join(root, "count") in saved.arrays:
+        root, found, _ = f"/{path}".rpartition("/extra/format/")
+        root = root.lstrip("/")
+        count = saved.arrays.get(join(root, "count"))
+        if found and count is not None and not count.shape:
             tables[root] = path
     if not tables:
         return []
@@ -75,7 +74,8 @@ def optax_sources(
 ) -> list[Source]:
     """The states in a checkpoint that have all these moments of all these leaves."""
     end = f"/{join(slots[0], leaves[0])}"
-    roots = [p[: -len(end)] for p in arrays if p.endswith(end)]
+    roots = [p[: -len(end)] for p in (f"/{p}" for p in arrays) if p.endswith(end)]
+    roots = [root.lstrip("/") for root in roots]
     complete = [
         root
         for root in roots

@@ -6,13 +6,14 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from ..placement import fitting, full
 from ..state import State
 from ..stored import StoredLeaf, stored
 from ..tree import Leaves, path_name
 from .description import CheckpointError, flat, states_of
+from .sources import below, join
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Target:
         states = {
             path: x
             for path, x in states_of(tree).items()
-            if path.partition("/")[0] in chosen
+            if only is None or path.partition("/")[0] in chosen
         }
         tables = _tables(tx, tree, states)
         return cls(
@@ -75,8 +76,7 @@ class Target:
         def leaf(path: Any, old: Any) -> Any:
             name = path_name(path)
             if name in values:
-                new = values[name]
-                return int(new) if isinstance(old, int) else new
+                return _like(old, values[name])
             if isinstance(old, jax.ShapeDtypeStruct):
                 raise CheckpointError(
                     f"{name!r} is not restored, and the target has only its shape: "
@@ -87,12 +87,19 @@ class Target:
         return jax.tree_util.tree_map_with_path(leaf, self.tree)
 
 
+def _like(old: Any, new: Any) -> Any:
+    """A value of the kind that the target has: of Python, numpy or JAX."""
+    if isinstance(old, bool | int | float | complex | np.generic):
+        return type(old)(new)
+    if isinstance(old, np.ndarray):
+        return np.asarray(new)
+    return new if isinstance(new, jax.Array) else jax.numpy.asarray(new)
+
+
 def _tables(tx: Any, tree: Any, states: Mapping[str, State]) -> dict[str, Any]:
-    """The format table of each state, concrete."""
-    tables = {
-        path: next(iter(s.extra["format"].values())) for path, s in states.items()
-    }
-    if not any(isinstance(t, jax.ShapeDtypeStruct) for t in tables.values()):
+    """The format table of each state, concrete: its own, or that of a fresh one."""
+    tables = {path: _table(state) for path, state in states.items()}
+    if all(_is_told(state) for state in states.values()):
         return tables
     params = jax.tree.map(
         lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), _parameters(tree)
@@ -107,6 +114,14 @@ def _table(state: State) -> Any:
     return next(iter(state.extra["format"].values()))
 
 
+def _is_told(state: State) -> bool:
+    """Whether a state tells how it is stored: it is not only shapes, nor zeroed."""
+    table = _table(state)
+    if isinstance(table, jax.ShapeDtypeStruct):
+        return False
+    return bool(np.asarray(table).any()) or not jax.tree.leaves(state.moments)
+
+
 def _parameters(tree: Any) -> Any:
     params = tree.get("params") if isinstance(tree, dict) else None
     params = getattr(tree, "params", params)
@@ -118,24 +133,48 @@ def _parameters(tree: Any) -> Any:
 def _shardings(
     tree: Any, leaves: Mapping[str, Any], sharding: Any
 ) -> dict[str, NamedSharding]:
-    """Where each leaf is to lie: like the parameter whose path ends its own."""
+    """Where each leaf of JAX is to lie, as far as that is known."""
+    ours = {p: x for p, x in leaves.items() if _is_of_jax(x)}
     if sharding is None:
-        own = {path: getattr(x, "sharding", None) for path, x in leaves.items()}
-        return {path: s for path, s in own.items() if s is not None}
+        return {p: x.sharding for p, x in ours.items() if _is_placed(p, x)}
     params = Leaves.of(_parameters(tree))
     given = dict(zip(params.paths, full(sharding, params), strict=True))
     everywhere = NamedSharding(next(iter(given.values())).mesh, PartitionSpec())
+    moments = {p for path, s in states_of(tree).items() for p in _trees(path, s)}
     return {
         path: _like_parameter(path, np.shape(x), given) or everywhere
-        for path, x in leaves.items()
+        if path in moments or not any(below(path, s) for s in states_of(tree))
+        else everywhere
+        for path, x in ours.items()
     }
+
+
+def _is_of_jax(x: Any) -> bool:
+    return isinstance(x, jax.Array | jax.ShapeDtypeStruct)
+
+
+def _is_placed(path: str, x: Any) -> bool:
+    mesh = getattr(x.sharding, "mesh", None)
+    if isinstance(mesh, AbstractMesh) and not mesh.empty:
+        raise ValueError(
+            f"{path!r}: the target's shapes lie on a mesh without devices, as "
+            "jax.eval_shape returns them: pass sharding=, such as "
+            "jax.tree.map(lambda p: p.sharding, params)"
+        )
+    return x.sharding is not None
+
+
+def _trees(path: str, state: State) -> list[str]:
+    """Paths of a state's leaves that lie as parameters do."""
+    trees = {"moments": state.moments, "scales": state.scales}
+    return [join(path, leaf) for leaf in flat(trees)]
 
 
 def _like_parameter(
     path: str, shape: tuple[int, ...], given: Mapping[str, NamedSharding]
 ) -> NamedSharding | None:
     parts = path.split("/")
-    for k in range(len(parts)):
+    for k in range(len(parts) + 1):
         sharding = given.get("/".join(parts[k:]))
         if sharding is not None and len(sharding.spec) <= len(shape):
             return fitting(sharding, shape)
