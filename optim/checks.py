@@ -29,8 +29,17 @@ def check_not_negative(**values: Any) -> None:
 def check_positive(**values: Any) -> None:
     """Raise ValueError unless each value is above 0; None passes, as not given."""
     for name, value in values.items():
-        if value is not None and not is_traced(value) and not value > 0:
+        if value is None or is_traced(value):
+            continue
+        if isinstance(value, str) or not value > 0:
             raise ValueError(f"{name}={value} must be above 0, or None for no limit")
+
+
+def check_bool(**values: Any) -> None:
+    """Raise ValueError unless each value is True or False."""
+    for name, value in values.items():
+        if not isinstance(value, bool | np.bool_):
+            raise ValueError(f"{name}={value!r} must be True or False")
 
 
 def check_bounds(**values: Any) -> None:

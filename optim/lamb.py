@@ -10,7 +10,7 @@ import optax
 from octavo.pallas_kernels import Decay, Norms
 
 from .adam import adam_rule
-from .checks import check_bounds, check_not_negative
+from .checks import check_bool, check_bounds, check_not_negative
 from .fused import Transformation, fused
 from .options import Options, with_options
 
@@ -85,6 +85,7 @@ def lamb(
     1.8000
     """
     check_not_negative(weight_decay=weight_decay)
+    check_bool(bias_correction=bias_correction, grad_averaging=grad_averaging)
     check_bounds(trust_ratio_bounds=trust_ratio_bounds, ratio_bounds=ratio_bounds)
 
     def ratio(norm: Norms, decay: jax.Array) -> jax.Array:

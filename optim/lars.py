@@ -9,7 +9,7 @@ import optax
 
 from octavo.pallas_kernels import Decay, Norms, Rule, Slot
 
-from .checks import check_fraction, check_not_negative, is_traced
+from .checks import check_bool, check_fraction, check_not_negative, is_traced
 from .fused import Transformation, fused
 from .options import Options, with_options
 
@@ -139,6 +139,7 @@ def lars(
             "the learning rate; leave learning_rate_first out"
         )
     rate_first = not limited if learning_rate_first is None else learning_rate_first
+    check_bool(nesterov=nesterov, learning_rate_first=rate_first)
 
     def ratio(norm: Norms, decay: jax.Array) -> jax.Array:
         length = norm.x

@@ -20,9 +20,9 @@ def limited(rule: Rule, max_unorm: Any) -> Rule:
 
     def ratio(norm: Norms, decay: jax.Array) -> jax.Array:
         limit = max_unorm * norm.p
-        exceeds = (norm.x > limit) & (norm.p > 0.0)
-        r = jnp.where(exceeds, limit / norm.x, 1.0)
-        return r if rule.ratio is None else jnp.minimum(r, rule.ratio(norm, decay))
+        r = jnp.ones_like(norm.p) if rule.ratio is None else rule.ratio(norm, decay)
+        exceeds = (r * norm.x > limit) & (norm.p > 0.0)
+        return jnp.where(exceeds, limit / norm.x, r)
 
     assert rule.ratio is None or rule.scales == "direction"
     return replace(rule, ratio=ratio, scales="direction")
@@ -41,18 +41,20 @@ def clip_percentile(
 
     The rule of bitsandbytes before 0.50: the first squared norm fills the history;
     later ones replace the oldest; the limit is the one at index `percentile` of the
-    sorted history.
+    sorted history. Norms that are zero or not finite are no first one, though: a limit
+    of zero would stop a leaf for the next hundred steps.
 
     Args:
-      squares: sum of squares of each leaf's gradient, shape (leaves,).
+      squares: sum of squares of each leaf's gradient, shape (leaves,); NaN where it has
+        values that are not finite.
       history: of such sums, shape (leaves, 100).
       count: steps taken before.
       percentile: 1 to 99.
     """
-    finite = jnp.isfinite(squares)
-    place = (jnp.arange(HISTORY) == (count + 1) % HISTORY) | (count == 0)
-    replaced = place[None, :] & finite[:, None]
+    oldest = jnp.arange(HISTORY) == (count + 1) % HISTORY
+    empty = jnp.max(history, axis=1) == 0.0
+    replaced = (oldest[None, :] | empty[:, None]) & jnp.isfinite(squares)[:, None]
     history = jnp.where(replaced, squares[:, None], history)
     limit = jnp.sqrt(jnp.sort(history, axis=1)[:, percentile])
     norm = jnp.sqrt(squares)
-    return jnp.where(norm > limit, limit / norm, 1.0), history
+    return jnp.where((norm > limit) & (limit > 0.0), limit / norm, 1.0), history

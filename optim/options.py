@@ -20,9 +20,9 @@ class Options(TypedDict, total=False):
       state: how moments are stored, per leaf: `"8bit"` (default), `"dynamic8"`
         (bitsandbytes' code book), `"bf16"`, `"32bit"`; or one for each slot,
         `{"mu": "bf16", "nu": "8bit"}`.
-      min_quantized_size: leaves with fewer values keep 32-bit state. Default 4096: they
-        are norms and biases, sensitive and small. Of the global shape, whatever the
-        mesh.
+      min_quantized_size: leaves with fewer values (in a layer, see `layer_axes`) keep
+        32-bit state. Default 4096: they are norms and biases, sensitive and small. Of
+        the global shape, whatever the mesh.
       block_size: values that share a scale, a positive multiple of 8, per leaf.
         Default 32, 2 bytes of scale for 32 codes: half the error of 256, and the height
         of an int8 tile on TPU.

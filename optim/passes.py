@@ -49,12 +49,12 @@ def operands(
     scalars, extra = list(scalars), dict(extra)
     wanted: list[tuple[Sum, ...]] = [_wanted(settings, job) for job in jobs]
     guards: tuple[Sum, ...] = ("bad",) if settings.skip_nonfinite else ()
-    squares: tuple[Sum, ...] = ("g", *guards)
+    squares: tuple[Sum, ...] = ("g", "bad")
     found: list[Sums] = [{} for _ in jobs]
     if settings.clips_norms:
         raw = [Scalars(s.learning_rate, ()) for s in scalars]
         first = _tree_sums(settings, jobs, raw, [squares] * len(jobs))
-        factors = _clip(settings, [x["g"] for x in first], extra, count)
+        factors = _clip(settings, first, extra, count)
         scalars = [s._replace(clip=f) for s, f in zip(scalars, factors, strict=True)]
         found = [{"bad": x["bad"]} if guards else {} for x in first]
         guards = ()
@@ -147,19 +147,21 @@ def _wanted(settings: Settings, job: Job) -> tuple[Sum, ...]:
 
 def _clip(
     settings: Settings,
-    layers: Sequence[jax.Array],
+    sums: Sequence[Sums],
     extra: dict[str, Any],
     count: jax.Array,
 ) -> list[jax.Array]:
     """The factor of each leaf's gradient, from its squares; updates the history."""
-    if not layers:
+    if not sums:
         return []
-    squares = jnp.stack([jnp.sum(x) for x in layers])
+    squares = jnp.stack([jnp.sum(x["g"]) for x in sums])
     factor = jnp.ones_like(squares)
     percentile = settings.percentile_clipping
     if percentile is not None:
         history = extra["clip_history"]
-        factor, history = clip_percentile(squares, history, count, percentile)
+        bad = jnp.stack([jnp.sum(x["bad"]) for x in sums]) > 0.0
+        known = jnp.where(bad, jnp.nan, squares)
+        factor, history = clip_percentile(known, history, count, percentile)
         extra["clip_history"] = history
     if settings.grad_clip_norm is not None:
         clipped = jnp.where(factor > 0.0, factor * factor * squares, 0.0)

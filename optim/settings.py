@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from octavo.pallas_kernels import (
     BACKENDS,
@@ -18,7 +19,7 @@ from octavo.pallas_kernels import (
     blocks_of,
 )
 
-from .checks import check_positive
+from .checks import check_bool, check_positive
 from .options import Options, PerLeaf, StateFormat
 
 
@@ -90,6 +91,11 @@ class Settings:
             grad_clip_value=settings.grad_clip_value,
             max_unorm=settings.max_unorm,
         )
+        check_bool(
+            skip_nonfinite=settings.skip_nonfinite, record_norms=settings.record_norms
+        )
+        if isinstance(settings.layer_axes, jax.Array):
+            _check_int("layer_axes", settings.layer_axes)
         if settings.percentile_clipping is not None:
             _check_percentile(settings.percentile_clipping)
             if settings.percentile_clipping == 100:
@@ -130,9 +136,11 @@ class Settings:
         formats = self.formats(path, slots)
         floating = jnp.issubdtype(dtype, jnp.floating)
         updated = floating or jnp.issubdtype(dtype, jnp.complexfloating)
+        layers = _layers(layer_axes, shape, path)
+        inside = math.prod(n for k, n in enumerate(shape) if k not in layers)
         if not floating or dtype.itemsize > 4 or not shape or 0 in shape:
             formats = tuple(Float32() for _ in slots)
-        elif math.prod(shape) < self.min_quantized_size:
+        elif inside < self.min_quantized_size or len(layers) == len(shape):
             formats = tuple(Float32() if f.quantized else f for f in formats)
         _check_block_size(size, path)
         if axis is not None and not _is_axis(axis, shape):
@@ -141,7 +149,6 @@ class Settings:
                     f"block_axis={axis}{_at(path)} is not an axis of its shape {shape}"
                 )
             axis = None  # biases and norms need not have the axis of the kernels
-        layers = _layers(layer_axes, shape, path)
         if axis is not None and axis % len(shape) in layers:
             raise ValueError(
                 f"block_axis={axis}{_at(path)} is one of its layer_axes={layer_axes}: "
@@ -186,8 +193,9 @@ def _check_percentile(percentile: Any) -> None:
 def _layers(axes: Any, shape: tuple[int, ...], path: str) -> tuple[int, ...]:
     """Checked layer_axes of one leaf, not negative, in order."""
     given = () if axes is None else axes if isinstance(axes, tuple) else (axes,)
+    given = tuple(int(k) if isinstance(k, np.integer) else k for k in given)
     for axis in given:
-        _check_int("layer_axes", axis)
+        _check_int(f"layer_axes{_at(path)}", axis)
         if not -len(shape) <= axis < len(shape):
             raise ValueError(
                 f"layer_axes={axes}{_at(path)} is not an axis of its shape {shape}. "

@@ -93,7 +93,7 @@ def blocks_of(
         size //= 2
     if length % size:
         size = block_size
-    if math.prod(shape) < _SMALL_LEAF:
+    if math.prod(n for k, n in enumerate(shape) if k not in layers) < _SMALL_LEAF:
         while (
             size // 2 >= SMALLEST_BLOCK
             and size % 2 == 0

@@ -122,6 +122,7 @@ def test_stacked_8bit_layers_stay_near_separate_ones(rule: str, where: str) -> N
 
 
 PREFIXES: dict[str, Any] = {
+    "numpy": {"layers": np.int64(0), "embed": None},
     "prefix": {"layers": 0, "embed": None},
     "negative": {"layers": {"kernel": -3, "bias": -2}, "embed": None},
     "tuples": {"layers": {"kernel": (0,), "bias": (-2,)}, "embed": ()},
@@ -322,7 +323,7 @@ def ratios(state: Any, steps: int = 200) -> dict[str, tuple[np.ndarray, np.ndarr
     return jax.tree.map(np.asarray, found)
 
 
-@pytest.mark.parametrize("mu", ["bf16"])
+@pytest.mark.parametrize("mu", ["bf16", "8bit"])
 def test_ratios_of_8bit_lamb_are_those_of_32_bits(mu: str) -> None:
     for name, (exact, got) in ratios({"mu": mu, "nu": "8bit"}).items():
         assert exact.max() > 2 * exact.min()

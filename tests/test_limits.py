@@ -160,6 +160,34 @@ def test_a_step_is_at_most_max_unorm_times_as_long_as_the_weights(name: str) -> 
     assert "scale" in bounded and len(bounded) > 1
 
 
+@pytest.mark.parametrize("max_unorm", [0.5, 2.0])
+def test_max_unorm_bounds_the_step_that_the_ratio_makes(max_unorm: float) -> None:
+    """LAMB's own is exactly as long as the weights: a wider limit changes nothing."""
+    params, (g,) = tree()
+    params = jax.tree.map(lambda p: 3.0 * p, params)  # longer than Adam's step
+    options: dict[str, Any] = {"adapt_mask": True, "state": "32bit"}
+    moved, free = (
+        run_step(optim.lamb(0.1, max_unorm=limit, **options), params, [g])[0]
+        for limit in (max_unorm, None)
+    )
+    for path in ("dense/kernel", "dense/bias", "scale"):
+        got, whole = (leaf_at(x, path) - leaf_at(params, path) for x in (moved, free))
+        # Two roundings of parameters of up to 4.
+        expected = min(max_unorm, 1.0) * whole
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=2.0**-21)
+
+
+@pytest.mark.parametrize("first", [np.nan, np.inf, 1e30])
+def test_a_bad_first_gradient_does_not_stop_percentile_clipping(first: float) -> None:
+    """It leaves no norm that others are measured by."""
+    params, (g,) = tree()
+    bad = jax.tree.map(lambda x: jnp.full_like(x, first), g)
+    tx = optim.adam(0.1, state="32bit", percentile_clipping=20)
+    after, _ = run_step(tx, params, [bad, g])
+    for path in ("dense/kernel", "dense/bias", "scale"):
+        assert (leaf_at(after, path) != leaf_at(params, path)).all()
+
+
 def leaf_at(tree: Any, path: str) -> np.ndarray:
     """The leaf at a path like those of `last_norms`, as a vector."""
     for key in path.split("/"):

@@ -39,7 +39,7 @@ class Log8:
     ) -> tuple[jax.Array, jax.Array]:
         del noise
         magnitude = jnp.abs(x)
-        scale = block_scale(magnitude, axis)
+        scale = block_scale(magnitude, axis, nearest=True)
         bits = lax.bitcast_convert_type(magnitude * reciprocal(scale), jnp.int32)
         code = ((bits + np.int32(1 << (_SHIFT - 1))) >> _SHIFT) - _BIAS
         code = jnp.clip(code, 0, _TOP)
