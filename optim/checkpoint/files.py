@@ -80,7 +80,7 @@ class Saved:
             with closing(ocp.PyTreeCheckpointHandler()) as reader:
                 tree = reader.restore(self.item, args=args)
         except Exception as error:  # whatever the layers below make of damaged files
-            raise self.damaged(f"its arrays cannot be read: {error}") from error
+            raise self.damaged(f"its arrays cannot be read: {_brief(error)}") from error
         with_paths, _ = jax.tree_util.tree_flatten_with_path(tree)
         named = {path_name(path): leaf for path, leaf in with_paths}
         arrays = {path: named[path] for path in wanted}
@@ -107,7 +107,7 @@ class Saved:
             if self.others
             else "there is no other step"
         )
-        return DamagedCheckpointError(f"{self.folder} is damaged: {what}; {left}")
+        return DamagedCheckpointError(f"{self.folder} is damaged ({left}): {what}")
 
 
 def open_saved(manager: Any, step: int | None) -> Saved:
@@ -175,7 +175,8 @@ def _open(folder: Any, step: int, others: tuple[int, ...]) -> Saved:
         try:
             text = (folder / DESCRIPTION / "metadata").read_text()
         except (OSError, ValueError) as error:
-            raise saved.damaged(f"its description cannot be read: {error}") from error
+            what = f"its description cannot be read: {_brief(error)}"
+            raise saved.damaged(what) from error
         description = read(text, str(folder))
         if item is None:
             raise saved.damaged("its arrays are gone")
@@ -189,11 +190,16 @@ def _open(folder: Any, step: int, others: tuple[int, ...]) -> Saved:
         with closing(ocp.PyTreeCheckpointHandler()) as reader:
             tree = reader.metadata(item).tree
     except Exception as error:  # whatever the layers below make of damaged files
-        raise saved.damaged(f"its metadata cannot be read: {error}") from error
+        raise saved.damaged(f"its metadata cannot be read: {_brief(error)}") from error
     saved = Saved(folder, item, step, others, tree, description)
     if description is not None:
         _compare(saved, description)
     return saved
+
+
+def _brief(error: Exception) -> str:
+    """What an error says, without the half page of settings that TensorStore adds."""
+    return " ".join(str(error).partition("[tensorstore_spec")[0].split())
 
 
 def _compare(saved: Saved, description: dict[str, Any]) -> None:
