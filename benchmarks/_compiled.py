@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-from _llama import AXES, layer_axes, placed
+from _llama import AXES, block_axis, layer_axes, placed
 from _topologies import devices_of, platform_of
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from octavo import optim
@@ -52,6 +53,7 @@ class Figures:
       collectives: how many of each, of those that there are.
       reduced: numbers in the all-reduces.
       state_bytes: codes and scales.
+      scale_bytes: scales.
       expected_state_bytes: from shapes, block sizes and the mesh.
       other_state_bytes: counters and the like, which every device has.
       replicated: codes and scales that every device has.
@@ -70,6 +72,7 @@ class Figures:
     collectives: dict[str, int]
     reduced: int
     state_bytes: int
+    scale_bytes: int
     expected_state_bytes: float
     other_state_bytes: int
     replicated: list[str]
@@ -88,7 +91,11 @@ def mesh_of(topology: str, axes: str) -> Mesh:
     count = len(devices)
     tensor = max(k for k in range(1, math.isqrt(count) + 1) if count % k == 0)
     types = (AxisType.Explicit if axes == "explicit" else AxisType.Auto,) * 2
-    return jax.make_mesh((count // tensor, tensor), AXES, types, devices=devices)
+    shape = (count // tensor, tensor)
+    arranged = mesh_utils.create_device_mesh(
+        shape, devices, allow_split_physical_axes=True
+    )
+    return Mesh(arranged, AXES, axis_types=types)
 
 
 def figures_of(case: Case, mesh: Mesh) -> Figures:
@@ -119,6 +126,7 @@ def figures_of(case: Case, mesh: Mesh) -> Figures:
         collectives=collectives(text),
         reduced=reduced(text),
         state_bytes=_bytes(cut[1]),
+        scale_bytes=_bytes(state.scales),
         expected_state_bytes=expected_bytes(shapes, where, advice),
         other_state_bytes=_bytes((state.count, state.extra)),
         replicated=_paths(_is_whole, *cut),
@@ -134,9 +142,8 @@ def figures_of(case: Case, mesh: Mesh) -> Figures:
 
 def straddling(shapes: Any, shardings: Any) -> dict[str, str]:
     """Leaves whose blocks of 32 straddle shards, and what `check_sharding` advises."""
-    report = optim.check_sharding(
-        optim.adamw(1e-3, layer_axes=layer_axes), shapes, shardings, "tpu"
-    )
+    tx = optim.adamw(1e-3, layer_axes=layer_axes, block_axis=block_axis)
+    report = optim.check_sharding(tx, shapes, shardings, "tpu")
     return {row.path: row.why for row in report.rows if not row.aligned}
 
 
@@ -146,6 +153,7 @@ def make_optimizer(case: Case, advice: dict[str, str], shardings: Any) -> Any:
     return OPTIMIZERS[case.optimizer](
         1e-3,
         layer_axes=layer_axes,
+        block_axis=block_axis,
         block_size=lambda path: block_size(path, advice),
         backend=_BACKENDS[platform_of(case.topology)],
         **options,

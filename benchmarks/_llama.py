@@ -57,6 +57,15 @@ def layer_axes(path: str) -> int | None:
     return 0 if path.startswith("layers/") else None
 
 
+def block_axis(path: str) -> int | None:
+    """The option: blocks run along the vocabulary, in the head as in the embedding.
+
+    A TPU keeps shards of the head transposed, as their rows are no multiple of 128;
+    scales along the other axis would be copied into that order, and padded 8-fold.
+    """
+    return 1 if path == "head" else None
+
+
 def placed(layers: int, stacked: bool, mesh: Mesh) -> tuple[Any, Any]:
     """Shapes of the parameters, and their shardings."""
     tree = parameters(layers, stacked)
