@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import AxisType, Mesh, NamedSharding
 
 from octavo.pallas_kernels import decode_leaf, encode_leaf
 
@@ -74,12 +75,15 @@ def requantize(state: State, moments: dict[str, Any], count: Any = None) -> Stat
             encoded(how[path], k, x, c)
             for path, x, c in zip(old.paths, new.leaves, old.leaves, strict=True)
         ]
-        codes[slot] = old.replaced([c for c, _ in pairs])
+        placed = zip((c for c, _ in pairs), old.leaves, strict=True)
+        codes[slot] = old.replaced([_placed(c, like) for c, like in placed])
         name = scale_name(slot)
         if name in scales:
             before = Leaves.of(scales[name])
             after = zip((s for _, s in pairs), before.leaves, strict=True)
-            scales[name] = before.replaced([b if s is None else s for s, b in after])
+            scales[name] = before.replaced(
+                [b if s is None else _placed(s, b) for s, b in after]
+            )
     taken = state.count if count is None else jnp.asarray(count, jnp.int32)
     return State(taken, codes, scales, state.extra)
 
@@ -87,12 +91,15 @@ def requantize(state: State, moments: dict[str, Any], count: Any = None) -> Stat
 def from_optax(state: State, optax_state: Any) -> State:
     """An Octavo state with the moments of an optax one.
 
+    Where they have another sign (optax's LARS) they are negated. What optax does not
+    keep, such as the history of `percentile_clipping`, starts anew.
+
     Args:
       state: how to store them: `tx.init(params)` of the same optimizer.
       optax_state: of the optax optimizer, or of a chain that has one of each moment.
 
     Raises:
-      ValueError: if the optax state has no such moments.
+      ValueError: if the optax state has no such moments, or several.
 
     >>> import jax.numpy as jnp, optax
     >>> from octavo import optim
@@ -100,7 +107,13 @@ def from_optax(state: State, optax_state: Any) -> State:
     >>> theirs = optax.adam(0.1).init(params)
     >>> ours = optim.from_optax(optim.adam(0.1).init(params), theirs)
     """
-    moments = {name: optax.tree.get(optax_state, name) for name in state.moments}
+    try:
+        moments = {name: optax.tree.get(optax_state, name) for name in state.moments}
+    except KeyError:
+        raise ValueError(
+            f"the optax state has several {', '.join(state.moments)}: give the part "
+            "that belongs to this optimizer"
+        ) from None
     missing = [name for name, tree in moments.items() if tree is None]
     if missing:
         raise ValueError(
@@ -108,7 +121,15 @@ def from_optax(state: State, optax_state: Any) -> State:
             "optimizer"
         )
     counts = [x for _, x in optax.tree.get_all_with_path(optax_state, "count")]
-    return requantize(state, moments, counts[0] if counts else None)
+    moments = {slot: _signed(slot, tree) for slot, tree in moments.items()}
+    made = requantize(state, moments, counts[0] if counts else None)
+    return made._replace(extra=made.extra | _unknown_norms(state))
+
+
+def _unknown_norms(state: State) -> dict[str, jax.Array]:
+    """The history of `percentile_clipping` where it is not known: clip nothing yet."""
+    history = state.extra.get("clip_history")
+    return {} if history is None else {"clip_history": jnp.full_like(history, jnp.inf)}
 
 
 def to_optax(state: State, optax_state: _S) -> _S:
@@ -124,15 +145,27 @@ def to_optax(state: State, optax_state: _S) -> _S:
     >>> ours = optim.adam(0.1).init(params)
     >>> theirs = optim.to_optax(ours, optax.adam(0.1).init(params))
     """
-    moments = dequantize(state)
+    moments = {slot: _signed(slot, tree) for slot, tree in dequantize(state).items()}
     if optax.tree.get_all_with_path(optax_state, "count"):
         moments["count"] = state.count
     return optax.tree.set(optax_state, **moments)
 
 
+# optax's LARS multiplies by minus the learning rate on the way into its momentum.
+NEGATED = ("trace",)
+
+
+def _signed(slot: str, moments: Any) -> Any:
+    """Moments of optax as Octavo has them, and the other way round."""
+    return jax.tree.map(jnp.negative, moments) if slot in NEGATED else moments
+
+
 def decoded(how: StoredLeaf, slot: int, codes: Any, scales: Any) -> jax.Array:
-    """One moment of one leaf."""
-    return decode_leaf(how.formats[slot], how.blocks, codes, scales)
+    """One moment of one leaf, which lies as its codes do."""
+    form, blocks = how.formats[slot], how.blocks
+    with jax.numpy_dtype_promotion("standard"):  # wherever it is strict
+        moment = _decode_leaf(form, blocks, freed(codes), freed(scales))
+    return _placed(moment, codes)
 
 
 def encoded(
@@ -141,7 +174,33 @@ def encoded(
     """Codes and scales of one moment of one leaf, of the type of other codes."""
     if moment.shape != like.shape:
         raise ValueError(f"a moment of shape {moment.shape} for one of {like.shape}")
-    return encode_leaf(how.formats[slot], how.blocks, moment, like.dtype)
+    form, dtype = how.formats[slot], jnp.dtype(like.dtype)
+    return _encode_leaf(form, how.blocks, freed(moment), dtype)
+
+
+_decode_leaf = jax.jit(decode_leaf, static_argnums=(0, 1))
+_encode_leaf = jax.jit(encode_leaf, static_argnums=(0, 1, 3))
+
+
+def automatic(sharding: NamedSharding) -> NamedSharding:
+    """The sharding with axes that XLA may partition.
+
+    Conversions reshape, which explicit axes forbid where blocks straddle shards.
+    """
+    mesh: Any = sharding.mesh
+    kinds = (AxisType.Auto,) * len(mesh.axis_names)
+    return NamedSharding(Mesh(mesh.devices, mesh.axis_names, kinds), sharding.spec)
+
+
+def freed(x: Any) -> Any:
+    """An array with axes that XLA may partition."""
+    sharding = getattr(x, "sharding", None)
+    named = isinstance(sharding, NamedSharding)
+    return jax.device_put(x, automatic(sharding)) if named else x
+
+
+def _placed(x: jax.Array, like: Any) -> jax.Array:
+    return jax.device_put(x, like.sharding) if isinstance(like, jax.Array) else x
 
 
 def _scales(state: State, slot: str, leaves: int) -> list[Any]:

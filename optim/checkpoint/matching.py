@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import NamedSharding
 
-from ..convert import decoded, encoded
+from ..convert import NEGATED, automatic, decoded, encoded
 from ..limits import HISTORY
 from ..placement import fitting
 from ..state import State, scale_name
@@ -227,8 +227,10 @@ class Match:
         scale_path = source.scales(slot, leaf)
         reads = (path,) if scale_path not in self._arrays else (path, scale_path)
         dense = not was.formats[k].quantized
+        negated = source.how is None and slot in NEGATED
         same = (
-            was.formats[k] == how.formats[k]
+            not negated
+            and was.formats[k] == how.formats[k]
             and (dense or was.blocks == how.blocks)
             and self._arrays[path].dtype == codes.dtype
         )
@@ -247,7 +249,8 @@ class Match:
             )
 
         def make(x: jax.Array, s: jax.Array | None = None) -> Any:
-            new, wide = encoded(how, k, decoded(was, k, x, s), codes)
+            moment = decoded(was, k, x, s)
+            new, wide = encoded(how, k, -moment if negated else moment, codes)
             if len(goals) == 1:
                 return (new,)
             return new, jnp.zeros(scales.shape, scales.dtype) if wide is None else wide
@@ -275,8 +278,17 @@ class Match:
             return other[0]
         if self._partial:
             return None
-        remedy = "convert=True converts" if other else "only=['params'] leaves it out"
-        raise self._misfit(path, f"has no moments {', '.join(slots)}", remedy)
+        has = " and ".join(repr(source.root) for source in other)
+        what = f"has no moments {', '.join(slots)}" + (
+            f", but {has} has" if has else ""
+        )
+        remedy = {
+            0: "only=['params'] and a fresh state do without",
+            1: "convert=True takes them",
+        }
+        raise self._misfit(
+            path, what, remedy.get(len(other), "restore into the tree that was saved")
+        )
 
 
 def _zeros(codes: Any, scales: Any) -> tuple[jax.Array, ...]:
@@ -293,13 +305,8 @@ def _shown(how: StoredLeaf, slot: int, codes: Any) -> str:
 
 
 def _loaded_as(sharding: Any, shape: tuple[int, ...]) -> Any:
-    """Where to load an array that becomes one with this sharding.
-
-    With axes that XLA may partition: conversions reshape, which explicit ones forbid.
-    """
+    """Where to load an array that becomes one with this sharding."""
     if not isinstance(sharding, NamedSharding) or len(sharding.spec) > len(shape):
         single = sharding is not None and len(sharding.device_set) == 1
         return sharding if single else None
-    mesh: Any = sharding.mesh
-    auto = Mesh(mesh.devices, mesh.axis_names, (AxisType.Auto,) * len(mesh.axis_names))
-    return fitting(NamedSharding(auto, sharding.spec), shape)
+    return fitting(automatic(sharding), shape)
