@@ -17,7 +17,7 @@ from .limits import HISTORY, limited
 from .norms import no_norms
 from .options import Options
 from .passes import Operands, operands, tree_step
-from .placement import placements, zeros
+from .placement import everywhere, placements, zeros
 from .settings import LeafPlan, Settings
 from .state import State, scale_name
 from .stored import format_table
@@ -128,8 +128,11 @@ class _Optimizer:
                     for plan, p, sharding in each
                 ]
                 scales[scale_name(slot.name)] = leaves.replaced(empty)
-        count = jnp.zeros((), jnp.int32)
-        return State(count, moments, scales, self._extra(plans))
+        small = (jnp.zeros((), jnp.int32), self._extra(plans))
+        count, extra = jax.tree.map(
+            lambda x: everywhere(x, leaves.leaves, where), small
+        )
+        return State(count, moments, scales, extra)
 
     def _extra(self, plans: list[LeafPlan]) -> dict[str, Any]:
         settings = self.settings

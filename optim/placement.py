@@ -37,7 +37,33 @@ def placements(option: Any, tree: Leaves) -> list[NamedSharding | None]:
     else:
         found = [_explicit(leaf) for leaf in tree.leaves]
         _check_meshes(tree, found)
-    return [None if s is None or s.mesh.size == 1 else s for s in found]
+    return [None if s is None or _is_one_device(s) else s for s in found]
+
+
+def _is_one_device(sharding: NamedSharding) -> bool:
+    """Unless types tell: they do so on one device, too."""
+    types = sharding.mesh.axis_types
+    return sharding.mesh.size == 1 and AxisType.Explicit not in types
+
+
+def everywhere(x: jax.Array, leaves: Sequence[Any], given: Sequence[Any]) -> jax.Array:
+    """A small array on all devices of the leaves."""
+    for leaf, sharding in zip(leaves, given, strict=True):
+        concrete = isinstance(leaf, jax.Array) and not is_traced(leaf)
+        if concrete and isinstance(leaf.sharding, NamedSharding):
+            sharding = leaf.sharding
+        if sharding is None:
+            continue
+        replicated = NamedSharding(sharding.mesh, PartitionSpec())
+        if concrete:
+            return jax.device_put(x, replicated)
+        if AxisType.Explicit in sharding.mesh.axis_types:
+            spec = PartitionSpec()
+            return jax.sharding.reshard(
+                x, NamedSharding(sharding.mesh.abstract_mesh, spec)
+            )
+        return lax.with_sharding_constraint(x, replicated)
+    return x
 
 
 def full(shardings: Any, tree: Leaves) -> list[NamedSharding]:

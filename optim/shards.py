@@ -18,7 +18,7 @@ from octavo import pallas_kernels as kernels
 from octavo.pallas_kernels import Leaf, Noise, Scalars, Sum
 
 from .job import Job
-from .placement import origin, owned, padded_spec, starts
+from .placement import origin, owned, starts
 
 
 def shard_sums(
@@ -39,7 +39,7 @@ def shard_sums(
         assert sharding is not None
         return lax.psum(jnp.concatenate(parts), sharding.mesh.axis_names)
 
-    specs = ([_leaf_spec(job) for job in jobs], [_scalar_spec(s) for s in scalars])
+    specs = ([_leaf_spec(job) for job in jobs], [_everywhere(s) for s in scalars])
     leaves = [_resharded(job) for job in jobs]
     vector = _sharded(jobs, local, specs, PartitionSpec())(leaves, list(scalars))
     layers = [job.plan.blocks.layer_count for job in jobs]
@@ -64,23 +64,21 @@ def shard_step(
         stepped = []
         for job, leaf, s, key in zip(jobs, leaves, scalars, keys, strict=True):
             assert job.sharding is not None
-            if s.ratio is not None:
-                s = s._replace(ratio=s.ratio.reshape(-1))
+            s = _of_shard(job, s)
             noise = Noise(key, origin(job.shard, job.sharding))
             own = (job.program, job.shard, leaf, s, noise)
             stepped.append(kernels.leaf_step(_backend(backend, job), *own))
         return stepped
 
-    given = [_by_layer(job, s) for job, s in zip(jobs, scalars, strict=True)]
     leaf_specs = [_leaf_spec(job) for job in jobs]
-    scalar_specs = [_scalar_spec(s, job) for s, job in zip(given, jobs, strict=True)]
+    scalar_specs = [_everywhere(s) for s in scalars]
     written = [
         spec._replace(g=None) if job.program.in_place else spec._replace(p=None)
         for spec, job in zip(leaf_specs, jobs, strict=True)
     ]
     specs = (leaf_specs, scalar_specs, [PartitionSpec() for _ in jobs])
     leaves = [_resharded(job) for job in jobs]
-    return _sharded(jobs, local, specs, written)(leaves, given, list(keys))
+    return _sharded(jobs, local, specs, written)(leaves, list(scalars), list(keys))
 
 
 def _sharded(
@@ -100,24 +98,25 @@ def _leaf_spec(job: Job) -> Any:
     return jax.tree.map(lambda _: spec, job.leaf)
 
 
-def _scalar_spec(scalars: Scalars, job: Job | None = None) -> Any:
-    """Scalars are everywhere, but for a ratio of layers that are spread out."""
-    specs = jax.tree.map(lambda _: PartitionSpec(), scalars)
-    if scalars.ratio is None or job is None:
-        return specs
-    assert job.sharding is not None
-    spec = padded_spec(job.sharding, len(job.plan.blocks.shape))
-    layers = PartitionSpec(*(spec[k] for k in job.plan.blocks.layers))
-    return specs._replace(ratio=layers)
+def _everywhere(scalars: Scalars) -> Any:
+    return jax.tree.map(lambda _: PartitionSpec(), scalars)
 
 
-def _by_layer(job: Job, scalars: Scalars) -> Scalars:
-    """The ratio with one axis for each that stacks layers."""
-    if scalars.ratio is None:
+def _of_shard(job: Job, scalars: Scalars) -> Scalars:
+    """With the ratios of only those layers that are in this shard.
+
+    Cut here: XLA would take a cut operand as a reason to cut the sums, too.
+    """
+    whole, part = job.plan.blocks, job.shard
+    if scalars.ratio is None or whole.layer_count == part.layer_count:
         return scalars
-    blocks = job.plan.blocks
-    shape = tuple(blocks.shape[k] for k in blocks.layers)
-    return scalars._replace(ratio=scalars.ratio.reshape(shape))
+    assert job.sharding is not None
+    first = starts(part, job.sharding)
+    layers = scalars.ratio.reshape([whole.shape[k] for k in whole.layers])
+    own = lax.dynamic_slice(
+        layers, [first[k] for k in whole.layers], [part.shape[k] for k in whole.layers]
+    )
+    return scalars._replace(ratio=own.reshape(-1))
 
 
 def _in_whole(job: Job, sums: jax.Array) -> jax.Array:

@@ -5,12 +5,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from octavo import pallas_kernels as kernels
 from octavo.pallas_kernels import Leaf, Noise, Scalars, Sum
 
 from .job import Job
+from .placement import fitting
 
 
 def whole_sums(
@@ -43,9 +45,22 @@ def _freely(
 
     An axis whose blocks straddle shards cannot be reshaped to blocks there.
     """
-    if not job.explicit:
+    if job.explicit:
+        return jax.sharding.auto_axes(function, out_sharding=out())
+    if job.sharding is None:
         return function
-    return jax.sharding.auto_axes(function, out_sharding=out())
+    where = job.sharding
+
+    def kept(*args: Any) -> Any:
+        """XLA would leave a leaf on every device, once it is gathered."""
+        found = function(*args)
+        if not isinstance(found, Leaf):  # sums
+            return lax.with_sharding_constraint(found, _replicated(job))
+        return jax.tree.map(
+            lambda x: lax.with_sharding_constraint(x, fitting(where, x.shape)), found
+        )
+
+    return kept
 
 
 def _written(job: Job) -> Leaf:
