@@ -68,6 +68,17 @@ def test_every_rule_lowers_and_every_leaf_has_one_kernel_for_each_pass(
         assert bool(re.search(r"octavo_sums\w*", text)) == (case.kernels == 2)
 
 
+@pytest.mark.parametrize("shape", [(4096, 100), (4096, 1000)], ids=str)
+@pytest.mark.parametrize("target", ["v5e", "v5p"])
+def test_blocks_along_lanes_fit_in_memory(target: str, shape: tuple[int, ...]) -> None:
+    """Tall leaves lie transposed, with blocks along lanes: the tile is made twice."""
+    p = jax.ShapeDtypeStruct(shape, jnp.float32)
+    for make in (optim.adamw, optim.lamb):
+        expect_in_place(
+            compiled_step(target, make(1e-3, backend="tpu"), p, p), math.prod(shape)
+        )
+
+
 def expect_in_place(compiled: Any, smallest_leaf: int) -> None:
     """Every output overwrites its input; nothing of a leaf's size is allocated.
 
