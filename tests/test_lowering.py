@@ -55,11 +55,11 @@ def test_every_rule_lowers_and_every_leaf_has_one_kernel_for_each_pass(
     case = RULES[rule]
     tx = case.ours(1e-3, **case.kwargs, backend=backend_of(target))
     tree = {
-        "embed": jax.ShapeDtypeStruct((5000, 768), jnp.float32),
-        "layers": [jax.ShapeDtypeStruct((768, 768), jnp.float32) for _ in range(3)],
+        "embed": jax.ShapeDtypeStruct((5000, 2048), jnp.float32),
+        "layers": [jax.ShapeDtypeStruct((2048, 2048), jnp.float32) for _ in range(3)],
     }
     compiled = compiled_step(target, tx, tree, tree)
-    expect_in_place(compiled, smallest_leaf=768 * 768)
+    expect_in_place(compiled, smallest_leaf=2048 * 2048)
     text = compiled.as_text()
     if backend_of(target) == "tpu":
         assert len(re.findall(KERNEL["tpu"], text)) == 4 * case.kernels
