@@ -4,6 +4,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding
 
@@ -163,8 +164,9 @@ def _signed(slot: str, moments: Any) -> Any:
 def decoded(how: StoredLeaf, slot: int, codes: Any, scales: Any) -> jax.Array:
     """One moment of one leaf, which lies as its codes do."""
     form, blocks = how.formats[slot], how.blocks
-    with jax.numpy_dtype_promotion("standard"):  # wherever it is strict
-        moment = _decode_leaf(form, blocks, freed(codes), freed(scales))
+    free = freed(codes)
+    with mesh_of(free), jax.numpy_dtype_promotion("standard"):  # wherever it is strict
+        moment = _decode_leaf(form, blocks, free, freed(scales))
     return _placed(moment, codes)
 
 
@@ -174,8 +176,10 @@ def encoded(
     """Codes and scales of one moment of one leaf, of the type of other codes."""
     if moment.shape != like.shape:
         raise ValueError(f"a moment of shape {moment.shape} for one of {like.shape}")
-    form, dtype = how.formats[slot], jnp.dtype(like.dtype)
-    return _encode_leaf(form, how.blocks, freed(moment), dtype)
+    free = freed(moment)
+    with mesh_of(free):
+        dtype = jnp.dtype(like.dtype)
+        return _encode_leaf(how.formats[slot], how.blocks, free, dtype)
 
 
 _decode_leaf = jax.jit(decode_leaf, static_argnums=(0, 1))
@@ -197,6 +201,14 @@ def freed(x: Any) -> Any:
     sharding = getattr(x, "sharding", None)
     named = isinstance(sharding, NamedSharding)
     return jax.device_put(x, automatic(sharding)) if named else x
+
+
+def mesh_of(x: Any = None) -> Any:
+    """A context in which JAX computes with an array, whatever mesh is set outside."""
+    sharding = getattr(x, "sharding", None)
+    named = isinstance(sharding, NamedSharding)
+    mesh: Any = sharding.mesh if named else Mesh(np.empty((), object), ())
+    return jax.set_mesh(mesh)
 
 
 def _placed(x: jax.Array, like: Any) -> jax.Array:

@@ -1,5 +1,9 @@
 """A checkpoint goes onto any mesh, and the run goes on as it would have."""
 
+import socket
+import subprocess
+import sys
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +16,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from octavo import optim
 from octavo.optim import checkpoint
+from octavo.optim.checkpoint.__main__ import main
 
 from bits import assert_same_bits
 from checkpoints import TX, fresh, random, run, saved, trained, ulps
@@ -102,6 +107,26 @@ def test_any_mesh(name: str, meshed: Meshed) -> None:
     assert ulps(got.params, meshed.after.params, meshed.before.params) <= allowed
 
 
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("inside", [False, True], ids=["", "set_mesh"])
+def test_counters_stay_free(kind: AxisType, inside: bool, tmp_path: Path) -> None:
+    """A fresh counter lies on one device, but a step takes it to any; so a restored."""
+    tx, given = FSDP.make(optim.adamw, kind)
+    context = jax.set_mesh(given["embed"].mesh) if inside else nullcontext()
+    with context:
+        before = fresh(tx, jax.device_put(random(0), given))
+        folder = saved(tmp_path, before)
+        restored = checkpoint.restore(folder, tx, before)
+        assert_same_bits(restored, before)
+        assert_same_bits(trained(restored, 1), trained(before, 1))
+        wide, _ = FSDP.make(partial(optim.adamw, state="32bit"), kind)
+        target = fresh(wide, before.params)
+        converted = checkpoint.restore(folder, wide, target, convert=True)
+        moments = optim.dequantize(before.opt_state)
+        assert_same_bits(converted.opt_state.moments, moments)
+        trained(converted, 1)
+
+
 def test_shapes_on_a_mesh_without_devices(tmp_path: Path) -> None:
     folder = saved(tmp_path, run())
     given = FSDP.shardings(AxisType.Explicit)
@@ -111,3 +136,24 @@ def test_shapes_on_a_mesh_without_devices(tmp_path: Path) -> None:
         checkpoint.restore(folder, TX, target)
     got = checkpoint.restore(folder, TX, target, given)
     assert_same_bits(got, run())
+
+
+def test_two_processes(tmp_path: Path) -> None:
+    """What they saved together is on one device what it was on four."""
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        port = found.getsockname()[1]
+    program = str(Path(__file__).parent / "two_processes_checkpoint.py")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with ExitStack() as stack:
+        processes = []
+        for rank in range(2):
+            line = [sys.executable, program, str(rank), str(port), str(tmp_path)]
+            process = stack.enter_context(subprocess.Popen(line, **pipes))
+            stack.callback(process.kill)  # if the other one fails
+            processes.append(process)
+        for process in processes:
+            out, err = process.communicate(timeout=120)
+            assert process.returncode == 0, err
+            assert out.splitlines()[-1] == "done"
+    assert main(["inspect", str(tmp_path)]) == 0

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from ..convert import mesh_of
+
 
 def checksum(x: Any) -> jax.Array:
     """Two uint32 that change if a bit of an array does.
@@ -22,7 +24,8 @@ def checksum(x: Any) -> jax.Array:
         x = np.asarray(x)
         if is_shortened(x.dtype):
             x = x.reshape(*x.shape, 1).view(np.uint32)
-    return _sums(jnp.asarray(x))
+    with mesh_of(x):
+        return _sums(jnp.asarray(x))
 
 
 def is_key(x: Any) -> bool:

@@ -48,16 +48,14 @@ class Saved:
     def load(self, wanted: Mapping[str, Any], verify: bool) -> dict[str, Any]:
         """Some of the arrays, by their paths.
 
-        Of numpy where JAX would shorten their type.
-
         Args:
-          wanted: paths to shardings; None: one device.
+          wanted: paths to shardings. Without one, and where JAX would shorten their
+            type, they are arrays of numpy.
           verify: whether to compare checksums.
 
         Raises:
           DamagedCheckpointError: if the files are not what was written.
         """
-        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
         def item(path: Any, leaf: Any) -> Any:
             chosen = path_name(path) in wanted
@@ -67,10 +65,10 @@ class Saved:
         def arg(path: Any, leaf: Any) -> ocp.RestoreArgs:
             if path_name(path) not in wanted:
                 return ocp.RestoreArgs()
-            if is_shortened(leaf.dtype):
-                return ocp.RestoreArgs(restore_type=np.ndarray)
             where = wanted[path_name(path)]
-            return ocp.ArrayRestoreArgs(sharding=here if where is None else where)
+            if where is None or is_shortened(leaf.dtype):
+                return ocp.RestoreArgs(restore_type=np.ndarray)
+            return ocp.ArrayRestoreArgs(sharding=where)
 
         args = ocp.args.PyTreeRestore(
             item=jax.tree_util.tree_map_with_path(item, self.tree),

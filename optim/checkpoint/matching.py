@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from ..convert import NEGATED, automatic, decoded, encoded
+from ..convert import NEGATED, automatic, decoded, encoded, mesh_of
 from ..limits import HISTORY
 from ..placement import fitting
 from ..state import State, scale_name
@@ -68,7 +68,9 @@ class Match:
         """The target's arrays, by their paths."""
         values = {}
         for goals, move in self._moves.items():
-            made = move.make(*(arrays[path] for path in move.reads))
+            read = [arrays[path] for path in move.reads]
+            with mesh_of(*read[:1]):
+                made = move.make(*read)
             for goal, x in zip(goals, made, strict=True):
                 if x is not None:
                     where = self._target.shardings.get(goal)

@@ -154,6 +154,7 @@ def _is_of_jax(x: Any) -> bool:
 
 
 def _is_placed(path: str, x: Any) -> bool:
+    """Whether an array is bound to its devices: a fresh counter may go anywhere."""
     mesh = getattr(x.sharding, "mesh", None)
     if isinstance(mesh, AbstractMesh) and not mesh.empty:
         raise ValueError(
@@ -161,7 +162,7 @@ def _is_placed(path: str, x: Any) -> bool:
             "jax.eval_shape returns them: pass sharding=, such as "
             "jax.tree.map(lambda p: p.sharding, params)"
         )
-    return x.sharding is not None
+    return x.sharding is not None and getattr(x, "committed", True)
 
 
 def _trees(path: str, state: State) -> list[str]:
