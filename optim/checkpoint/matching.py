@@ -1,31 +1,23 @@
 """Which saved array becomes which array of a target, and through what conversion."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from ..convert import NEGATED, automatic, decoded, encoded, mesh_of
+from ..convert import NEGATED, decoded, encoded, mesh_of
 from ..limits import HISTORY
-from ..placement import fitting
 from ..state import State, scale_name
 from ..stored import StoredLeaf, format_table
 from ..tree import Leaves
-from .checksum import is_key
 from .description import CheckpointError, flat, form
 from .files import Saved
+from .moves import Move, loaded_as, shown, typed, zeros
 from .sources import Source, below, join, octavo_sources, optax_sources
 from .target import Target
-
-
-class Move(NamedTuple):
-    """One array of the target: the saved arrays that it takes, and what it makes."""
-
-    reads: tuple[str, ...]
-    make: Callable[..., Any]
 
 
 class Match:
@@ -61,7 +53,7 @@ class Match:
         for goals, move in self._moves.items():
             for k, path in enumerate(move.reads):
                 sharding = self._target.shardings.get(goals[min(k, len(goals) - 1)])
-                found[path] = _loaded_as(sharding, tuple(self._arrays[path].shape))
+                found[path] = loaded_as(sharding, tuple(self._arrays[path].shape))
         return found
 
     def fill(self, arrays: Mapping[str, jax.Array]) -> dict[str, Any]:
@@ -96,7 +88,7 @@ class Match:
                 f"has type {got.dtype}, but the target's is {want}",
                 "convert=True converts",
             )
-        self._take((path,), (path,), lambda x: (x if is_key(x) else x.astype(want),))
+        self._take((path,), (path,), lambda x: (typed(x, leaf),))
 
     def _check_shape(self, path: str, shape: tuple[int, ...]) -> None:
         got = tuple(self._arrays[path].shape)
@@ -222,7 +214,7 @@ class Match:
                 raise self._misfit(
                     path, "is not in the checkpoint", "partial=True starts it anew"
                 )
-            self._moves[goals] = Move((), lambda: _zeros(codes, scales))
+            self._moves[goals] = Move((), lambda: zeros(codes, scales))
             return
         self._check_shape(path, tuple(codes.shape))
         was = source.stored(leaf, tuple(codes.shape), k)
@@ -240,13 +232,13 @@ class Match:
             self._take(goals, reads, lambda *x: x)
             return
         if same and dense:  # its scales, if any, are not used
-            self._take(goals, (path,), lambda x: (x, *_zeros(codes, scales)[1:]))
+            self._take(goals, (path,), lambda x: (x, *zeros(codes, scales)[1:]))
             return
         if not self._convert:
             raise self._misfit(
                 path,
-                f"is stored as {_shown(was, k, self._arrays[path])}, but the optimizer "
-                f"stores {_shown(how, k, codes)}",
+                f"is stored as {shown(was, k, self._arrays[path])}, but the optimizer "
+                f"stores {shown(how, k, codes)}",
                 "make the optimizer with the same options, or pass convert=True",
             )
 
@@ -291,24 +283,3 @@ class Match:
         raise self._misfit(
             path, what, remedy.get(len(other), "restore into the tree that was saved")
         )
-
-
-def _zeros(codes: Any, scales: Any) -> tuple[jax.Array, ...]:
-    """A moment that starts anew, with its scales, if any."""
-    made = jnp.zeros(codes.shape, codes.dtype)
-    return (made,) if scales is None else (made, jnp.zeros(scales.shape, scales.dtype))
-
-
-def _shown(how: StoredLeaf, slot: int, codes: Any) -> str:
-    name, blocks = how.formats[slot].name, how.blocks
-    if not how.formats[slot].quantized:
-        return f"{name} ({np.dtype(codes.dtype)})"
-    return f"{name} in blocks of {blocks.size} along axis {blocks.axis}"
-
-
-def _loaded_as(sharding: Any, shape: tuple[int, ...]) -> Any:
-    """Where to load an array that becomes one with this sharding."""
-    if not isinstance(sharding, NamedSharding) or len(sharding.spec) > len(shape):
-        single = sharding is not None and len(sharding.device_set) == 1
-        return sharding if single else None
-    return fitting(automatic(sharding), shape)

@@ -1,0 +1,54 @@
+"""What becomes of one array between its file and its place in a target."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+
+from ..convert import automatic
+from ..placement import fitting
+from ..stored import StoredLeaf
+from .checksum import is_key
+from .description import form
+
+
+class Move(NamedTuple):
+    """One array of the target: the saved arrays that it takes, and what it makes."""
+
+    reads: tuple[str, ...]
+    make: Callable[..., Any]
+
+
+def typed(x: Any, like: Any) -> Any:
+    """An array of the type of another; keys from their data."""
+    if not is_key(like):
+        return (jax.random.key_data(x) if is_key(x) else x).astype(form(like)[1])
+    if is_key(x):
+        return x
+    impl = jax.random.key_impl(jnp.empty((), like.dtype))
+    return jax.random.wrap_key_data(jnp.asarray(x), impl=impl)
+
+
+def zeros(codes: Any, scales: Any) -> tuple[jax.Array, ...]:
+    """A moment that starts anew, with its scales, if any."""
+    made = jnp.zeros(codes.shape, codes.dtype)
+    return (made,) if scales is None else (made, jnp.zeros(scales.shape, scales.dtype))
+
+
+def shown(how: StoredLeaf, slot: int, codes: Any) -> str:
+    """How a moment is stored, for errors."""
+    name, blocks = how.formats[slot].name, how.blocks
+    if not how.formats[slot].quantized:
+        return f"{name} ({np.dtype(codes.dtype)})"
+    return f"{name} in blocks of {blocks.size} along axis {blocks.axis}"
+
+
+def loaded_as(sharding: Any, shape: tuple[int, ...]) -> Any:
+    """Where to load an array that becomes one with this sharding."""
+    if not isinstance(sharding, NamedSharding) or len(sharding.spec) > len(shape):
+        single = sharding is not None and len(sharding.device_set) == 1
+        return sharding if single else None
+    return fitting(automatic(sharding), shape)
