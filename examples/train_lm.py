@@ -33,6 +33,7 @@ from flax import linen as nn
 from tqdm import tqdm
 
 from octavo import optim
+from octavo.optim import checkpoint
 
 # --------------------------------------------------------------------------- training
 
@@ -139,9 +140,8 @@ def save(checkpoints: ocp.CheckpointManager, run: Run) -> None:
     """Write a checkpoint, unless this step has one."""
     if checkpoints.latest_step() != run.step:
         log = {"config": asdict(run.config), "history": asdict(run.history)}
-        state = ocp.args.StandardSave(run.state)
-        args = ocp.args.Composite(state=state, log=ocp.args.JsonSave(log))
-        checkpoints.save(run.step, args=args)
+        log = ocp.args.JsonSave(log)
+        checkpoint.save(checkpoints, run.step, run.state, log=log)
 
 
 def restore(checkpoints: ocp.CheckpointManager, fresh: Run) -> Run:
@@ -153,8 +153,7 @@ def restore(checkpoints: ocp.CheckpointManager, fresh: Run) -> Run:
     log = checkpoints.restore(step, args=args)["log"]
     if log["config"] != asdict(fresh.config):
         sys.exit(f"{checkpoints.directory} has another run's options: {log['config']}")
-    args = ocp.args.Composite(state=ocp.args.StandardRestore(fresh.state))
-    state = checkpoints.restore(step, args=args)["state"]
+    state = checkpoint.restore(checkpoints, fresh.state.tx, fresh.state, step=step)
     return Run(fresh.config, state, History(**log["history"]))
 
 
@@ -162,8 +161,9 @@ def train(
     config: Config, text: Text, options: argparse.Namespace, out: Path, stop: Event
 ) -> Run:
     """Train to the end or until `stop` is set, with a checkpoint in either case."""
-    # The next step overwrites the state's memory, so saving may not lag behind it.
-    kept = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
+    # The files are written while training goes on. The next step overwrites the
+    # state's memory, but saving has copied it before it returns.
+    kept = ocp.CheckpointManagerOptions(max_to_keep=2)
     with ocp.CheckpointManager(out.absolute(), options=kept) as checkpoints:
         run = start(config)
         if options.resume:

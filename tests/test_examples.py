@@ -14,6 +14,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from octavo.optim.checkpoint.__main__ import main as checkpoint_main
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 STEPS = 10
 TINY = (
@@ -104,6 +106,30 @@ def test_resumed_run_equals_uninterrupted(
     assert_same_bits(trained[0], out)
 
 
+INTERRUPTED = """
+import sys
+import train_lm
+for steps in (3, 1, 2):
+    calls = iter(steps * [False])  # one before each step
+    train_lm.Event = type("Stop", (), {"is_set": lambda self: next(calls, True)})
+    assert train_lm.main(sys.argv[1:]) == 130
+    sys.argv += ["--resume"] * ("--resume" not in sys.argv)
+"""
+
+
+def test_three_interruptions_change_nothing(
+    trained: tuple[Path, str], environment: dict[str, str], tmp_path: Path
+) -> None:
+    """After steps 3, 4 and 6; each time codes, scales and counts are what they were."""
+    out = tmp_path / "interrupted"
+    program = [sys.executable, "-c", INTERRUPTED, *TINY, "--out", str(out)]
+    printed = run(program, environment | {"PYTHONPATH": str(EXAMPLES)})
+    assert re.findall(r"stopped at step (\d+)", printed) == ["3", "4", "6"]
+    run(command(*TINY, "--out", out, "--resume"), environment)
+    assert_same_bits(trained[0], out)
+    assert checkpoint_main(["inspect", str(out)]) == 0
+
+
 def test_ctrl_c_saves_and_says_how_to_resume(
     trained: tuple[Path, str], environment: dict[str, str], tmp_path: Path
 ) -> None:
@@ -144,7 +170,8 @@ def test_compare_draws_and_prints(environment: dict[str, str], tmp_path: Path) -
     assert re.search(rf" 0{row} +1{row} +mean{row}", printed)
     assert "(max - min)" in printed and "(standard deviation)" in printed
     sizes = re.findall(r"optimizer state: .* ([\d.]+) bytes each", printed)
-    assert float(sizes[0]) == 8 > float(sizes[1])
+    # And for each leaf 16 bytes that tell how it is stored.
+    assert 8.02 > float(sizes[0]) >= 8 > float(sizes[1])
 
 
 @pytest.mark.parametrize(
