@@ -1,6 +1,7 @@
 """What a checkpoint does not fit: refused with a remedy, or converted on request."""
 
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -304,16 +305,22 @@ def test_items_of_this_modules_names(tmp_path: Path) -> None:
 
 
 def test_the_manager_decides(tmp_path: Path) -> None:
-    """Which steps to save, and what their folders are called."""
+    """Which steps to save, and to keep, and what their folders are called."""
     options = ocp.CheckpointManagerOptions(
-        save_interval_steps=2, step_prefix="at", step_format_fixed_length=5
+        save_interval_steps=2,
+        step_prefix="at",
+        step_format_fixed_length=5,
+        best_fn=lambda metrics: metrics["accuracy"],
+        max_to_keep=1,
     )
     (tmp_path / "notes-2").mkdir()
     with ocp.CheckpointManager(tmp_path, options=options) as manager:
-        kept = [checkpoint.save(manager, k, run(), tx=TX) for k in range(3)]
-        assert kept == [True, False, True]
-        got = checkpoint.restore(manager, TX, fresh(TX), step=2)
-        assert_same_bits(got, run())
+        save = partial(checkpoint.save, manager, train_state=run())
+        assert save(2, metrics={"accuracy": 0.9})
+        assert not save(3, metrics={"accuracy": 0.8})
+        assert save(3, metrics={"accuracy": 0.8}, force=True)
+        assert_same_bits(checkpoint.restore(manager, TX, fresh(TX), step=2), run())
+        assert manager.all_steps() == [2]
         assert (tmp_path / "at_00002").is_dir()
 
 

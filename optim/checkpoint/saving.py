@@ -15,6 +15,8 @@ def save(
     *,
     tx: Any = None,
     checksums: bool = True,
+    metrics: Any = None,
+    force: bool = False,
     **items: Any,
 ) -> bool:
     """Save a train state, and beside it a description of what it holds.
@@ -31,6 +33,9 @@ def save(
         one.
       checksums: whether to note a checksum of each array: one more read of all of them,
         on the devices. Default True.
+      metrics: of a manager that keeps the best steps.
+      force: whether to save a step that the manager's options would skip, such as the
+        last one. Default False.
       **items: more Orbax items, such as `log=ocp.args.JsonSave({...})`.
 
     Returns:
@@ -42,7 +47,7 @@ def save(
     taken = {STATE, DESCRIPTION} & set(items)
     if taken:
         raise ValueError(f"the item {taken.pop()!r} is this function's own")
-    if not manager.should_save(step):
+    if not (force or manager.should_save(step)):
         return False
     tx = getattr(train_state, "tx", None) if tx is None else tx
     described = describe(step, train_state, tx, checksums)
@@ -51,4 +56,5 @@ def save(
         DESCRIPTION: ocp.args.JsonSave(described),
         **items,
     }
-    return manager.save(step, args=ocp.args.Composite(**args))
+    composite = ocp.args.Composite(**args)
+    return manager.save(step, args=composite, metrics=metrics, force=force)
