@@ -53,7 +53,7 @@ class Job(NamedTuple):
         """Whether the types of its arrays say how they are cut."""
         if self.sharding is None:
             return False
-        return any(t == AxisType.Explicit for t in self.sharding.mesh.axis_types)
+        return all(t == AxisType.Explicit for t in self.sharding.mesh.axis_types)
 
 
 _told: set[str] = set()

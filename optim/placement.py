@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from octavo.pallas_kernels import Blocks, blocks_of
 
@@ -49,21 +49,41 @@ def _is_one_device(sharding: NamedSharding) -> bool:
 def everywhere(x: jax.Array, leaves: Sequence[Any], given: Sequence[Any]) -> jax.Array:
     """A small array on all devices of the leaves."""
     for leaf, sharding in zip(leaves, given, strict=True):
-        concrete = isinstance(leaf, jax.Array) and not is_traced(leaf)
-        if concrete and isinstance(leaf.sharding, NamedSharding):
-            sharding = leaf.sharding
-        if sharding is None:
-            continue
-        replicated = NamedSharding(sharding.mesh, PartitionSpec())
-        if concrete:
-            return jax.device_put(x, replicated)
-        if AxisType.Explicit in sharding.mesh.axis_types:
-            spec = PartitionSpec()
-            return jax.sharding.reshard(
-                x, NamedSharding(sharding.mesh.abstract_mesh, spec)
-            )
-        return lax.with_sharding_constraint(x, replicated)
+        where = _home(leaf, sharding)
+        if where is not None:
+            replicated = NamedSharding(where.mesh, PartitionSpec())
+            if not is_traced(x):
+                return jax.device_put(x, replicated)
+            return _constrained(x, replicated)
     return x
+
+
+def _home(leaf: Any, sharding: NamedSharding | None) -> NamedSharding | None:
+    """Where the state of a leaf is to lie: as given, or else as the leaf itself.
+
+    Outside of jit with concrete devices.
+    """
+    concrete = isinstance(leaf, jax.Array) and not is_traced(leaf)
+    own = leaf.sharding if concrete else None
+    if not isinstance(own, NamedSharding):
+        own = None
+    if sharding is None:
+        return own
+    if isinstance(sharding.mesh, AbstractMesh) and concrete:
+        mesh = own.mesh if own is not None else jax.sharding.get_mesh()
+        return NamedSharding(mesh, sharding.spec)
+    return sharding
+
+
+def _constrained(x: jax.Array, sharding: NamedSharding) -> jax.Array:
+    """Within jit: an array cut so, as far as its mesh can be told."""
+    types = set(sharding.mesh.axis_types)
+    if types == {AxisType.Explicit}:
+        abstract = NamedSharding(sharding.mesh.abstract_mesh, sharding.spec)
+        return jax.sharding.reshard(x, abstract)
+    if AxisType.Explicit in types:  # XLA decides, and what jit is told of its results
+        return x
+    return lax.with_sharding_constraint(x, sharding)
 
 
 def full(shardings: Any, tree: Leaves) -> list[NamedSharding]:
@@ -94,19 +114,16 @@ def zeros(
 
     Never on one device first. Without a sharding, a concrete array tells its own.
     """
-    concrete = isinstance(leaf, jax.Array) and not is_traced(leaf)
-    if concrete and isinstance(leaf.sharding, NamedSharding):
-        sharding = leaf.sharding
-    if sharding is None:
+    where = _home(leaf, sharding)
+    if where is None:
         return jnp.zeros(shape, dtype)
-    fitted = fitting(sharding, shape)
-    mesh = fitted.mesh
-    if concrete:
+    fitted = fitting(where, shape)
+    if isinstance(leaf, jax.Array) and not is_traced(leaf):
         return jnp.zeros(shape, dtype, device=fitted)
-    if any(t == AxisType.Explicit for t in mesh.axis_types):
-        abstract = NamedSharding(mesh.abstract_mesh, fitted.spec)
+    if set(fitted.mesh.axis_types) == {AxisType.Explicit}:
+        abstract = NamedSharding(fitted.mesh.abstract_mesh, fitted.spec)
         return jnp.zeros(shape, dtype, device=abstract)
-    return lax.with_sharding_constraint(jnp.zeros(shape, dtype), fitted)
+    return _constrained(jnp.zeros(shape, dtype), fitted)
 
 
 def fitting(sharding: NamedSharding, shape: tuple[int, ...]) -> NamedSharding:
@@ -254,8 +271,10 @@ def advice(path: str, blocks: Blocks, sharding: NamedSharding) -> str:
             fits.append(f"block_size={size}")
             break
     for axis in range(len(blocks.shape)):
-        other = blocks_of(blocks.shape, 32, axis, blocks.layers)
-        if axis not in (blocks.axis, *blocks.layers) and aligned(other, sharding):
+        # Whatever block_size is given: it is not known here.
+        sizes = (blocks_of(blocks.shape, 2**n, axis) for n in range(3, 9))
+        fit = all(aligned(other, sharding) for other in sizes)
+        if axis not in (blocks.axis, *blocks.layers) and fit:
             fits.append(f"block_axis={axis}")
             break
     fitting = " or ".join(fits) if fits else "state='32bit', or another sharding,"

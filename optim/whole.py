@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from octavo import pallas_kernels as kernels
 from octavo.pallas_kernels import Leaf, Noise, Scalars, Sum
@@ -47,7 +47,7 @@ def _freely(
     """
     if job.explicit:
         return jax.sharding.auto_axes(function, out_sharding=out())
-    if job.sharding is None:
+    if job.sharding is None or AxisType.Explicit in job.sharding.mesh.axis_types:
         return function
     where = job.sharding
 
