@@ -1,6 +1,8 @@
 """Checkpoints through Orbax alone and through Octavo: whole, in part, inspected."""
 
+import json
 import re
+import runpy
 import subprocess
 import sys
 from functools import partial
@@ -249,6 +251,17 @@ def test_inspect(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "checksums hold" in printed
     assert main(["inspect", str(folder), "--step", "3", "--no-checksums"]) == 0
     assert "checksums" not in capsys.readouterr().out
+
+
+def test_sizes_on_disk(folder: Path, tmp_path: Path) -> None:
+    """The benchmark that says how large the parts of a checkpoint are."""
+    program = Path(__file__).parents[1] / "benchmarks" / "checkpoints.py"
+    figures = tmp_path / "figures.json"
+    runpy.run_path(str(program))["main"]([str(folder), "--json", str(figures)])
+    sizes = json.loads(figures.read_text())
+    size = sum(x.nbytes for x in jax.tree.leaves(run().opt_state))
+    assert sizes[f"{folder.name} opt_state"]["bytes"] == size
+    assert 0 < sizes[f"{folder.name} opt_state"]["on_disk"] < 1.2 * size
 
 
 def test_inspect_without_a_description(
