@@ -130,7 +130,10 @@ def test_unknown_option_lists_the_known_ones() -> None:
             {"layer_axes": {"a": {"kernel": "0"}, "b": 0}},
             "layer_axes at 'a/kernel' is '0', not ints",
         ),
-        ({"layer_axes": lambda path: "0"}, "layer_axes='0' must be an int"),
+        (
+            {"layer_axes": lambda path: "0"},
+            "layer_axes for 'a/kernel'='0' must be an int",
+        ),
         ({"layer_axes": {"a": 0}}, "layer_axes does not fit the parameters at 'b'"),
         (
             {"layer_axes": 0, "block_axis": -2},
