@@ -164,6 +164,7 @@ RARE = 1e-4
 # Of numbers in bfloat16 there are 16 times as many: moments and the scales of blocks,
 # with which a block's parameters differ.
 RARE_BF16 = 16 * RARE
+NARROW = [name for name, leaf in LEAVES.items() if leaf.dtype == "bfloat16"]
 
 
 def expect_same_parameters(
@@ -173,18 +174,22 @@ def expect_same_parameters(
 
     But where a code or a scale differed meanwhile. Rounded to the other side, a moment
     differs by 12 % at most, and by 0.9 of that a step later: in sum, by a tenth of what
-    20 steps can move it.
+    20 steps can move it. And parameters in bfloat16 are rounded to the other side, too.
     """
-    apart, size = 0, 0
+    apart, rare = 0, 0.0
     for name, mine in got.items():
         theirs = np.asarray(expected[name], np.float64)
         difference = np.abs(np.asarray(mine, np.float64) - theirs)
-        limit = case.ulps * np.spacing(np.abs(theirs).max().astype(np.float32))
-        apart, size = apart + (difference > limit).sum(), size + difference.size
+        unit = np.spacing(np.abs(theirs).max().astype(np.float32))
+        limit, wide = case.ulps * unit, mine.dtype == jnp.bfloat16
+        apart += (difference > limit).sum()
+        if not case.state or (wide and case.ulps > 1):
+            rare += RARE_BF16 * difference.size
         moved = np.abs(theirs - np.asarray(start[name], np.float64)).max()
         assert moved > 0.01 or name == "count"
-        assert difference.max() <= max(limit, 0.12 * moved), name
-    assert apart <= (0.0 if case.state else RARE_BF16) * size
+        worst = max(limit, 0.12 * moved, 2**16 * unit if wide else 0.0)
+        assert difference.max() <= worst, name
+    assert apart <= rare
 
 
 def expect_same_state(got: optim.State, expected: optim.State, bitwise: bool) -> None:
@@ -192,11 +197,14 @@ def expect_same_state(got: optim.State, expected: optim.State, bitwise: bool) ->
     mine, theirs = named(got), named(expected)
     assert mine.keys() == theirs.keys()
     apart, further, rare = 0, 0, 0.0
+    # A parameter in bfloat16, rounded to the other side, is in the norms.
+    leaves = sorted(next(iter(got.moments.values())))
+    full = [k for k, leaf in enumerate(leaves) if leaf not in NARROW]
     for path, x in mine.items():
         y = theirs[path]
         assert (x.dtype, x.shape) == (y.dtype, y.shape), path
-        if path.startswith("extra/norms"):
-            np.testing.assert_allclose(x, y, rtol=1e-6, err_msg=path)
+        if path.startswith("extra/norms"):  # one row for each leaf
+            np.testing.assert_allclose(x[full], y[full], rtol=1e-6, err_msg=path)
         elif bitwise or x.dtype == np.int32:
             np.testing.assert_array_equal(x, y, path)
         elif x.dtype == np.float32:
