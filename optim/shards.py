@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec
 from octavo import pallas_kernels as kernels
 from octavo.pallas_kernels import Leaf, Noise, Scalars, Sum
 
+from .checks import is_traced
 from .job import Job
 from .placement import origin, owned, starts
 
@@ -86,9 +87,11 @@ def _sharded(
 ) -> Callable[..., Any]:
     assert jobs[0].sharding is not None
     mesh = jobs[0].sharding.mesh
-    return jax.shard_map(
+    mapped = jax.shard_map(
         local, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
     )
+    # Outside of jit it would run operation by operation, on each device in turn.
+    return mapped if is_traced(jobs[0].leaf.g) else jax.jit(mapped)
 
 
 def _leaf_spec(job: Job) -> Any:
