@@ -3,6 +3,7 @@
 import gc
 import json
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -107,8 +108,9 @@ def test_corruption_is_found_or_harmless(
     corrupt(copy / "2", random.Random(seed))
     try:
         restored = checkpoint.restore(copy, state.tx, state)
-    except checkpoint.DamagedCheckpointError as error:
-        assert "step=1 is the newest other one" in str(error)
+    except checkpoint.CheckpointError as error:
+        # Once in some 10,000 times it is the version that changes.
+        assert re.search("step=1 is the newest other one|has version", str(error))
         assert main(["inspect", str(copy)]) == 1
         restored = checkpoint.restore(copy, state.tx, state, step=1)
     assert_same_bits(restored, state)
@@ -151,5 +153,7 @@ def test_changed_description_is_found(state: optim.TrainState, copy: Path) -> No
     file = copy / "2" / "octavo" / "metadata"
     file.write_text(file.read_text().replace('"seed": 0', '"seed": 1'))
     assert '"seed": 1' in file.read_text()
-    with pytest.raises(checkpoint.DamagedCheckpointError, match="not the one"):
+    with pytest.raises(
+        checkpoint.DamagedCheckpointError, match="its description is not the one"
+    ):
         checkpoint.restore(copy, state.tx, state)

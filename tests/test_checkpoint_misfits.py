@@ -233,8 +233,9 @@ def test_from_optax(name: str, tmp_path: Path) -> None:
         for k in range(2):
             state = state.apply_gradients(grads=random(k))
     folder = saved(tmp_path, state)
-    with pytest.raises(checkpoint.CheckpointError, match=r"but '.*' has; convert"):
-        checkpoint.restore(folder, ours, fresh(ours))
+    for in_part in (False, True):
+        with pytest.raises(checkpoint.CheckpointError, match=r"but '.*' has; convert"):
+            checkpoint.restore(folder, ours, fresh(ours), partial=in_part)
     got = checkpoint.restore(folder, ours, fresh(ours), convert=True)
     assert_same_bits(got.params, state.params)
     assert got.step == 2

@@ -81,7 +81,7 @@ def _state(state: State) -> dict[str, Any]:
     }
 
 
-def read(text: str, where: str) -> dict[str, Any]:
+def read(text: str) -> dict[str, Any]:
     """A description from its file.
 
     Raises:
@@ -93,19 +93,15 @@ def read(text: str, where: str) -> dict[str, Any]:
         digest = content.pop("digest")
         version = content["description"]
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise DamagedCheckpointError(
-            f"{where}: the description cannot be read: {error!r}"
-        ) from error
+        raise DamagedCheckpointError(f"cannot be read: {error!r}") from error
     if version != VERSION:
         raise CheckpointError(
-            f"{where}: the description has version {version} (of Octavo "
-            f"{content.get('octavo')}), but this Octavo reads version {VERSION}: "
-            "restore with that one and save again, or read the arrays with Orbax"
+            f"has version {version} (of Octavo {content.get('octavo')}), but this "
+            f"Octavo reads version {VERSION}: restore with that one and save again, or "
+            "read the arrays with Orbax"
         )
     if digest != _digest(content):
-        raise DamagedCheckpointError(
-            f"{where}: the description is not the one that was written"
-        )
+        raise DamagedCheckpointError("is not the one that was written")
     return content
 
 

@@ -162,16 +162,9 @@ def _item(folder: Any) -> Any:
 def _open(folder: Any, step: int, others: tuple[int, ...]) -> Saved:
     item = _item(folder)
     saved = Saved(folder, item, step, others, None, None)
-    description = None
-    if (folder / DESCRIPTION).exists():
-        try:
-            text = (folder / DESCRIPTION / "metadata").read_text()
-        except (OSError, ValueError) as error:
-            what = f"its description cannot be read: {_brief(error)}"
-            raise saved.damaged(what) from error
-        description = read(text, str(folder))
-        if item is None:
-            raise saved.damaged("its arrays are gone")
+    description = _description(saved)
+    if item is None and description is not None:
+        raise saved.damaged("its arrays are gone")
     if item is None:
         found = ", ".join(sorted(x.name for x in folder.iterdir() if x.is_dir()))
         raise CheckpointError(
@@ -187,6 +180,22 @@ def _open(folder: Any, step: int, others: tuple[int, ...]) -> Saved:
     if description is not None:
         _compare(saved, description)
     return saved
+
+
+def _description(saved: Saved) -> dict[str, Any] | None:
+    """What a step says of itself; None if it was saved without."""
+    item = saved.folder / DESCRIPTION
+    if not item.exists():
+        return None
+    try:
+        return read((item / "metadata").read_text())
+    except (OSError, UnicodeError) as error:
+        what = f"its description cannot be read: {_brief(error)}"
+        raise saved.damaged(what) from error
+    except DamagedCheckpointError as error:
+        raise saved.damaged(f"its description {error}") from error
+    except CheckpointError as error:
+        raise CheckpointError(f"{saved.folder}: its description {error}") from None
 
 
 def _brief(error: Exception) -> str:

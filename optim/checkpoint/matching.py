@@ -270,12 +270,11 @@ class Match:
         other = fitting or optax_sources(self._arrays, slots, leaves)
         if self._convert and len(other) == 1:
             return other[0]
-        if self._partial:
+        if self._partial and not other:
             return None
         has = " and ".join(repr(source.root) for source in other)
-        what = f"has no moments {', '.join(slots)}" + (
-            f", but {has} has" if has else ""
-        )
+        what = f"has no moments {', '.join(slots)}"
+        what += f", but {has} has" if has else ""
         remedy = {
             0: "only=['params'] and a fresh state do without",
             1: "convert=True takes them",
