@@ -3,6 +3,7 @@
 import json
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -279,11 +280,18 @@ def test_inspect_without_a_description(
 
 def test_inspect_as_a_program(folder: Path, tmp_path: Path) -> None:
     """One line for an error, and no warnings."""
+    damaged = shutil.copytree(folder, tmp_path / "damaged")
+    for file in damaged.glob("3/state/ocdbt.process_0/d/*"):
+        file.write_bytes(bytes(len(file.read_bytes())))
     program = [sys.executable, "-W", "error", "-m", "octavo.optim.checkpoint"]
-    for place, code in ((folder, 0), (tmp_path / "gone", 1)):
+    for place, code, message in (
+        (folder, 0, ""),
+        (tmp_path / "gone", 1, "there is no such folder"),
+        (damaged, 1, r"is damaged \(there is no other step\): "),
+    ):
         done = subprocess.run(
             [*program, "inspect", str(place)], capture_output=True, text=True
         )
         assert done.returncode == code, done.stderr
         assert len(done.stderr.splitlines()) == code
-        assert code == 0 or "there is no such folder" in done.stderr
+        assert re.search(message, done.stderr)

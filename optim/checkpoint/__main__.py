@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -91,4 +92,10 @@ def _checked(saved: Saved) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # When one of many reads has failed, TensorStore's threads complain of it, too, and
+    # go on to do so while the interpreter ends.
+    sys.unraisablehook = lambda _: None
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
