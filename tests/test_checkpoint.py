@@ -25,7 +25,7 @@ from octavo.optim import checkpoint
 from octavo.optim.checkpoint.__main__ import main
 
 from bits import assert_same_bits
-from checkpoints import MATRICES, TX, fresh, random, run, saved, shapes, step
+from runs import MATRICES, TX, fresh, random, run, saved, shapes, step
 
 
 @pytest.fixture(scope="module")

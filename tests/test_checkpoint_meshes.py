@@ -19,7 +19,7 @@ from octavo.optim import checkpoint
 from octavo.optim.checkpoint.__main__ import main
 
 from bits import assert_same_bits
-from checkpoints import TX, fresh, random, run, saved, trained, ulps
+from runs import TX, fresh, random, run, saved, trained, ulps
 
 P = PartitionSpec
 

@@ -17,7 +17,7 @@ from octavo.optim import checkpoint
 from octavo.optim.stored import stored as stored_as
 
 from bits import assert_same_bits
-from checkpoints import (
+from runs import (
     MATRICES,
     TX,
     fresh,

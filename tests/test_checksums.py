@@ -14,7 +14,7 @@ from octavo.optim.checkpoint.__main__ import main
 from octavo.optim.checkpoint.checksum import checksum, shown
 
 from bits import assert_same_bits
-from checkpoints import TX, fresh, saved, step
+from runs import TX, fresh, saved, step
 
 P = PartitionSpec
 

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from test_backends import expect_equal_up_to_contraction
-from test_norms import INTERPRETERS, interpreted, leaf_of
-from test_optax import GRADS, PARAMS, wrapped
 
 from octavo import optim
 
 from cases import params_and_grads
+from test_backends import expect_equal_up_to_contraction
+from test_norms import INTERPRETERS, interpreted, leaf_of
+from test_optax import GRADS, PARAMS, wrapped
 from test_rules import run_step
 
 OPTIMIZERS: dict[str, Callable[..., optim.Transformation]] = {

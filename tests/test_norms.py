@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_backends import BACKENDS, expect_equal_up_to_contraction
 
 from octavo import optim
 from octavo.optim.adam import adam_rule
@@ -27,6 +26,7 @@ from octavo.pallas_kernels import (
 from octavo.pallas_kernels.backends import _memory, xla
 
 from cases import SHAPES, params_and_grads
+from test_backends import BACKENDS, expect_equal_up_to_contraction
 
 Shape: TypeAlias = tuple[int, ...]
 

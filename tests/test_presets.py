@@ -13,7 +13,8 @@ import pytest
 from octavo import optim
 
 from cases import adamw_float64
-from large_batch import (
+from oracle import optax_run
+from published import (
     PRESETS,
     Mask,
     Rate,
@@ -31,7 +32,6 @@ from large_batch import (
     lars_paper,
     percentile_clipped,
 )
-from oracle import optax_run
 from test_rules import run_step, run_update
 
 MASK: Mask = {"kernel": True, "bias": False, "zero": True}

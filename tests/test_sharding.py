@@ -13,6 +13,14 @@ import optax
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+
+from octavo import optim
+from octavo.optim.placement import origin, shard, starts
+from octavo.pallas_kernels import Leaf, blocks_of
+from octavo.pallas_kernels.backends import _memory, triton
+from octavo.pallas_kernels.layout import positions, wrap
+from octavo.pallas_kernels.rounding import uniform
+
 from meshes import (
     AXES,
     FEW,
@@ -29,13 +37,6 @@ from meshes import (
 )
 from test_backends import BACKENDS, expect_equal_up_to_contraction
 from test_norms import interpreted
-
-from octavo import optim
-from octavo.optim.placement import origin, shard, starts
-from octavo.pallas_kernels import Leaf, blocks_of
-from octavo.pallas_kernels.backends import _memory, triton
-from octavo.pallas_kernels.layout import positions, wrap
-from octavo.pallas_kernels.rounding import uniform
 
 STEPS = 20
 

@@ -11,13 +11,13 @@ import pytest
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from meshes import AXES, collectives, given, layer_axes, mesh_of, on, values
 from test_lowering import KERNEL, expect_in_place
 
 from octavo import optim
 
 from aot import TPUS
 from aot import sharding as device_of
+from meshes import AXES, collectives, given, layer_axes, mesh_of, on, values
 
 # Sums of a leaf of layers that are spread out, of one cut in both directions, of one
 # that is not cut, and of a small one.

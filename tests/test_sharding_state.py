@@ -14,9 +14,10 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from meshes import AXES, FEW, given, layer_axes, mesh_of, on, stored, values
 
 from octavo import optim
+
+from meshes import AXES, FEW, given, layer_axes, mesh_of, on, stored, values
 
 every_axes = pytest.mark.parametrize("axes", AXES)
 # Everything that a state can hold.
