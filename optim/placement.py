@@ -149,7 +149,7 @@ def _explicit(leaf: Any) -> NamedSharding | None:
 
 def _checked(path: str, shape: tuple[int, ...], given: Any) -> NamedSharding:
     """A sharding that fits a leaf."""
-    mesh = given.mesh if isinstance(given, NamedSharding) else _mesh_of_context()
+    mesh = given.mesh if isinstance(given, NamedSharding) else _mesh_for(path, given)
     spec = given.spec if isinstance(given, NamedSharding) else given
     sizes = dict(zip(mesh.axis_names, mesh.axis_sizes, strict=True))
     unknown = [name for axis in spec for name in _names(axis) if name not in sizes]
@@ -173,12 +173,13 @@ def _checked(path: str, shape: tuple[int, ...], given: Any) -> NamedSharding:
     return sharding
 
 
-def _mesh_of_context() -> Any:
+def _mesh_for(path: str, spec: PartitionSpec) -> Any:
+    """The mesh of the context, for a spec that comes without one."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         raise ValueError(
-            "sharding holds PartitionSpecs, but there is no mesh: give NamedShardings, "
-            "or call within jax.set_mesh(mesh)"
+            f"sharding for {path!r}: {spec} needs a mesh, and none is set: give a "
+            "NamedSharding, or call within jax.set_mesh(mesh)"
         )
     return mesh
 

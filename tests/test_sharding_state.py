@@ -473,7 +473,7 @@ def bad_shardings() -> dict[str, tuple[Any, str]]:
         ),
         "no mesh": (
             cut(P("d", "m"), P()),
-            "PartitionSpecs, but there is no mesh: give",
+            r"sharding for 'a/kernel': P\('d', 'm'\) needs a mesh, and none is set",
         ),
         "one device": (
             jax.sharding.SingleDeviceSharding(jax.devices()[0]),
