@@ -1,6 +1,6 @@
 """The one place where an algorithm meets a storage format."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -162,18 +162,20 @@ def tile_step(
         assert leaf.g is not None
         g_out, p_out = delta.astype(leaf.g.dtype), None
     return Leaf(
-        g=g_out,
-        p=p_out,
-        codes=tuple(
-            jnp.where(keep, c, o).astype(x.dtype)
-            for (c, _), o, x in zip(new, tile.codes, leaf.codes, strict=True)
-        ),
-        scales=tuple(
-            None
-            if s is None or o is None
-            else jnp.where(keep, s, o).astype(jnp.bfloat16)
-            for (_, s), o in zip(new, tile.scales, strict=True)
-        ),
+        g_out,
+        p_out,
+        _replaced(keep, [c for c, _ in new], tile.codes, leaf.codes),
+        _replaced(keep, [s for _, s in new], tile.scales, leaf.scales),
+    )
+
+
+def _replaced(
+    keep: jax.Array, new: Iterable[Any], old: Iterable[Any], stored: Iterable[Any]
+) -> tuple[Any, ...]:
+    """New values where a block is stepped, old ones elsewhere; as they are stored."""
+    return tuple(
+        None if n is None or o is None else jnp.where(keep, n, o).astype(x.dtype)
+        for n, o, x in zip(new, old, stored, strict=True)
     )
 
 

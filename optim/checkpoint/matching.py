@@ -1,5 +1,6 @@
 """Which saved array becomes which array of a target, and through what conversion."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -8,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from ..convert import NEGATED, decoded, encoded, mesh_of
+from ..convert import NEGATED, mesh_of
 from ..limits import HISTORY
 from ..state import State, scale_name
 from ..stored import StoredLeaf, format_table
 from ..tree import Leaves
 from .description import CheckpointError, flat, form
 from .files import Saved
-from .moves import Move, loaded_as, shown, typed, zeros
+from .moves import Move, converted, loaded_as, shown, typed, zeros
 from .sources import Source, below, join, octavo_sources, optax_sources
 from .target import Target
 
@@ -242,14 +243,8 @@ class Match:
                 "make the optimizer with the same options, or pass convert=True",
             )
 
-        def make(x: jax.Array, s: jax.Array | None = None) -> Any:
-            moment = decoded(was, k, x, s)
-            new, wide = encoded(how, k, -moment if negated else moment, codes)
-            if len(goals) == 1:
-                return (new,)
-            return new, jnp.zeros(scales.shape, scales.dtype) if wide is None else wide
-
-        self._take(goals, reads, make)
+        convert = functools.partial(converted, was, how, k, like, negated)
+        self._take(goals, reads, convert)
 
     def _source(self, path: str, state: State) -> Source | None:
         """Where the checkpoint has the moments of a state."""

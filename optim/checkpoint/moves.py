@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from ..convert import automatic
+from ..convert import automatic, decoded, encoded
 from ..placement import fitting
 from ..stored import StoredLeaf
 from .checksum import is_key
@@ -36,6 +36,23 @@ def zeros(codes: Any, scales: Any) -> tuple[jax.Array, ...]:
     """A moment that starts anew, with its scales, if any."""
     made = jnp.zeros(codes.shape, codes.dtype)
     return (made,) if scales is None else (made, jnp.zeros(scales.shape, scales.dtype))
+
+
+def converted(
+    was: StoredLeaf,
+    how: StoredLeaf,
+    slot: int,
+    like: tuple[Any, Any],
+    negated: bool,
+    codes: jax.Array,
+    scales: jax.Array | None = None,
+) -> tuple[jax.Array, ...]:
+    """A moment as `like` stores it, with scales, if any, from how it was stored."""
+    moment = decoded(was, slot, codes, scales)
+    new, wide = encoded(how, slot, -moment if negated else moment, like[0])
+    if like[1] is None:
+        return (new,)
+    return new, zeros(*like)[1] if wide is None else wide
 
 
 def shown(how: StoredLeaf, slot: int, codes: Any) -> str:
