@@ -182,7 +182,8 @@ def collectives(text: str) -> dict[str, int]:
 
 def reduced(text: str) -> int:
     """Numbers in the all-reduces of a compiled program."""
-    shapes = re.findall(r"= \w+\[([\d,]*)\]\S* all-reduce(?:-start)?\(", text)
+    types = re.findall(r"= (\S+|\(.*?\)) all-reduce(?:-done)?\(", text)
+    shapes = re.findall(r"\w\[([\d,]*)\]", " ".join(types))
     return sum(math.prod(int(n) for n in s.split(",") if n) for s in shapes)
 
 

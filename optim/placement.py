@@ -120,9 +120,6 @@ def zeros(
     fitted = fitting(where, shape)
     if isinstance(leaf, jax.Array) and not is_traced(leaf):
         return jnp.zeros(shape, dtype, device=fitted)
-    if set(fitted.mesh.axis_types) == {AxisType.Explicit}:
-        abstract = NamedSharding(fitted.mesh.abstract_mesh, fitted.spec)
-        return jnp.zeros(shape, dtype, device=abstract)
     return _constrained(jnp.zeros(shape, dtype), fitted)
 
 
