@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import pytest
 from _topologies import devices_of
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import AxisType, Mesh, SingleDeviceSharding
 
 TPUS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
 TARGETS = [*TPUS, "sm_90"]
@@ -36,5 +36,9 @@ def compile_for(target: str, function: Any, *args: Any, donate: Any = ()) -> Any
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), args
     )
     platform = "tpu" if target in TPUS else "cuda"
-    traced = jax.jit(function, donate_argnums=donate).trace(*placed)
-    return traced.lower(lowering_platforms=(platform,)).compile()
+    # From JAX 0.12 on, the abstract mesh is where Triton's lowering looks for its GPU.
+    (one,) = device.device_set
+    mesh = Mesh([one], ("x",), axis_types=(AxisType.Auto,))
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        traced = jax.jit(function, donate_argnums=donate).trace(*placed)
+        return traced.lower(lowering_platforms=(platform,)).compile()
