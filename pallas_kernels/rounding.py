@@ -46,7 +46,8 @@ def _mix(x: jax.Array) -> jax.Array:
     return x * _MULTIPLIERS[1]
 
 
-def _finalize(x: jax.Array) -> jax.Array:
+def finalize(x: jax.Array) -> jax.Array:
+    """Hash int32 to int32; no two values alike."""
     x = _mix(x)
     return x ^ lax.shift_right_logical(x, np.int32(16))
 
@@ -55,7 +56,7 @@ def key(seed: int, count: jax.Array, path: str) -> jax.Array:
     """int32 scalar that stands for (seed, step, leaf)."""
     leaf = _int32(zlib.crc32(path.encode()))
     start = np.int32(seed & 0x7FFFFFFF) * jnp.int32(1)
-    return _finalize(_finalize(_finalize(start) ^ count.astype(jnp.int32)) ^ leaf)
+    return finalize(finalize(finalize(start) ^ count.astype(jnp.int32)) ^ leaf)
 
 
 def uniform(key: jax.Array, slot: int, position: jax.Array) -> jax.Array:

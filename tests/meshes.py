@@ -1,7 +1,6 @@
 """Meshes of eight devices, and a tree with a leaf for every way to lie on one."""
 
 import math
-import re
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
@@ -107,19 +106,6 @@ def named(tree: Any) -> Mapping[str, Any]:
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf
         for path, leaf in flat
     }
-
-
-def collectives(compiled: Any) -> dict[str, int]:
-    """How often a compiled program communicates, by kind."""
-    kinds = (
-        "all-reduce all-gather all-to-all collective-permute reduce-scatter "
-        "collective-broadcast ragged-all-to-all"
-    )
-    found = {
-        kind: len(re.findall(rf"= .*? {kind}(?:-start)?\(", compiled.as_text()))
-        for kind in kinds.split()
-    }
-    return {kind: count for kind, count in found.items() if count}
 
 
 def abstract(tree: Any, shardings: Any) -> Any:

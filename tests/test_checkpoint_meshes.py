@@ -1,9 +1,6 @@
 """A checkpoint goes onto any mesh, and the run goes on as it would have."""
 
-import socket
-import subprocess
-import sys
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +16,7 @@ from octavo.optim import checkpoint
 from octavo.optim.checkpoint.__main__ import main
 
 from bits import assert_same_bits
+from processes import free_port, run_together
 from runs import TX, fresh, random, run, saved, trained, ulps
 
 P = PartitionSpec
@@ -140,20 +138,8 @@ def test_shapes_on_a_mesh_without_devices(tmp_path: Path) -> None:
 
 def test_two_processes(tmp_path: Path) -> None:
     """What they saved together is on one device what it was on four."""
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        port = found.getsockname()[1]
-    program = str(Path(__file__).parent / "two_processes_checkpoint.py")
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with ExitStack() as stack:
-        processes = []
-        for rank in range(2):
-            line = [sys.executable, program, str(rank), str(port), str(tmp_path)]
-            process = stack.enter_context(subprocess.Popen(line, **pipes))
-            stack.callback(process.kill)  # if the other one fails
-            processes.append(process)
-        for process in processes:
-            out, err = process.communicate(timeout=120)
-            assert process.returncode == 0, err
-            assert out.splitlines()[-1] == "done"
+    program = Path(__file__).parent / "two_processes_checkpoint.py"
+    port = free_port()
+    for out in run_together(program, [(rank, port, tmp_path) for rank in range(2)]):
+        assert out.splitlines()[-1] == "done"
     assert main(["inspect", str(tmp_path)]) == 0

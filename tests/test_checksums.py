@@ -91,6 +91,12 @@ def _fits(x: np.ndarray) -> bool:
     return jax.dtypes.canonicalize_dtype(x.dtype) == x.dtype
 
 
+def test_checksums_stay_what_old_checkpoints_say() -> None:
+    assert shown(checksum(np.arange(6, dtype="float32").reshape(2, 3))) == (
+        "0193f9b38075eca8"
+    )
+
+
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 def test_checksums_do_not_depend_on_the_mesh(kind: AxisType) -> None:
     mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(kind,) * 2)

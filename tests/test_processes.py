@@ -1,13 +1,11 @@
 """Two processes, each with its own devices, train what one process trains."""
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
+
+from processes import free_port, run_together
 
 PROGRAM = Path(__file__).parent / "two_processes.py"
 Arrays: TypeAlias = dict[str, np.ndarray]
@@ -16,31 +14,11 @@ Arrays: TypeAlias = dict[str, np.ndarray]
 FOUR_PARTS = ("both", "layers/last")
 
 
-def start(count: int, rank: int, port: int, out: Path) -> subprocess.Popen[str]:
-    """One of the processes."""
-    return subprocess.Popen(
-        [sys.executable, str(PROGRAM), *map(str, (count, rank, port)), str(out)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-    )
-
-
 def runs(out: Path) -> tuple[Arrays, Arrays]:
     """What one process computed, and what two did."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    processes = [start(2, rank, port, out) for rank in range(2)]
-    processes.append(start(1, 0, port, out))
-    try:
-        for process in processes:
-            printed, _ = process.communicate(timeout=240)
-            assert process.returncode == 0, printed
-    finally:
-        for process in processes:
-            process.kill()
+    port = free_port()
+    rows = [(2, 0, port, out), (2, 1, port, out), (1, 0, port, out)]
+    run_together(PROGRAM, rows)
     one, first, second = (
         dict(np.load(out / f"{name}.npz")) for name in ("1-0", "2-0", "2-1")
     )

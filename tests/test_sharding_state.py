@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from octavo import optim
 
-from meshes import AXES, FEW, given, layer_axes, mesh_of, on, stored, values
+from meshes import AXES, FEW, given, layer_axes, mesh_of, named, on, stored, values
 
 every_axes = pytest.mark.parametrize("axes", AXES)
 # Everything that a state can hold.
@@ -194,10 +194,8 @@ def test_state_sharding_of_wrapped_optimizers(axes: str, wrapper: str) -> None:
     tx = wrapped(tx)[wrapper]
     shapes = jax.eval_shape(lambda: values(0, FEW))
     shardings = optim.state_sharding(tx, shapes, placed)
-    flat, _ = jax.tree_util.tree_flatten_with_path(shardings)
     trees = 0
-    for path, sharding in flat:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+    for name, sharding in named(shardings).items():
         leaf = next((leaf for leaf in placed if name.endswith(f"/{leaf}")), None)
         expected = placed[leaf] if leaf else NamedSharding(sharding.mesh, P())
         rank = len(shapes[leaf].shape) if leaf else 0

@@ -14,6 +14,8 @@ from jax.sharding import PartitionSpec as P
 
 from octavo import optim
 
+from meshes import named
+
 STEPS = 5
 # Sums of up to two parts, or of four.
 LEAVES: dict[str, tuple[tuple[int, ...], P]] = {
@@ -36,9 +38,7 @@ def main(count: int, rank: int, port: int, out: Path) -> None:
     found = {}
     for axes in AxisType.Explicit, AxisType.Auto:
         mesh = jax.make_mesh((2, 2), ("d", "m"), axis_types=(axes,) * 2)
-        flat, _ = jax.tree_util.tree_flatten_with_path(trained(mesh, axes))
-        for path, x in flat:
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
+        for name, x in named(trained(mesh, axes)).items():
             for shard in x.addressable_shards:
                 device = jax.devices().index(shard.device)
                 bits = np.asarray(shard.data).view(f"u{x.dtype.itemsize}")

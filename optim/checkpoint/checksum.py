@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from octavo.pallas_kernels.rounding import finalize
+
 from ..convert import mesh_of
 
 
@@ -53,7 +55,7 @@ def _sums(x: jax.Array) -> jax.Array:
         along = (*(1,) * k, words.shape[k], *(1,) * (words.ndim - k - 1))
         index = lax.broadcasted_iota(jnp.uint32, along, k)
         position = position + index * jnp.uint32(stride % 2**32)
-    hashes = (_mix(words ^ _mix(position + jnp.uint32(salt))) for salt in _SALTS)
+    hashes = (_hash(words ^ _hash(position + jnp.uint32(salt))) for salt in _SALTS)
     return jnp.stack([jnp.sum(h, dtype=jnp.uint32) for h in hashes])
 
 
@@ -72,8 +74,6 @@ def _words(x: jax.Array) -> jax.Array:
     return lax.bitcast_convert_type(x, same).astype(jnp.uint32)
 
 
-def _mix(x: jax.Array) -> jax.Array:
-    # A bijection of 32-bit integers (MurmurHash3's finalizer, Appleby).
-    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
-    return x ^ (x >> 16)
+def _hash(x: jax.Array) -> jax.Array:
+    hashed = finalize(lax.bitcast_convert_type(x, jnp.int32))
+    return lax.bitcast_convert_type(hashed, jnp.uint32)

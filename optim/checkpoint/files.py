@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 
 from ..tree import path_name
 from .checksum import checksum, is_shortened, shown
-from .description import CheckpointError, DamagedCheckpointError, read
+from .description import CheckpointError, DamagedCheckpointError, flat, read
 
 STATE, DESCRIPTION = "state", "octavo"  # the items of a step's folder
 _NAMES = (STATE, "default", "pytree")  # of the arrays; Orbax' own for a lone item
@@ -43,8 +43,7 @@ class Saved:
     @cached_property
     def arrays(self) -> dict[str, Any]:
         """Shape and type of each array, by its path."""
-        with_paths, _ = jax.tree_util.tree_flatten_with_path(self.tree)
-        return {path_name(path): leaf for path, leaf in with_paths}
+        return flat(self.tree)
 
     def load(self, wanted: Mapping[str, Any], verify: bool) -> dict[str, Any]:
         """Some of the arrays, by their paths.
@@ -80,8 +79,7 @@ class Saved:
                 tree = reader.restore(self.item, args=args)
         except Exception as error:  # whatever the layers below make of damaged files
             raise self.damaged(f"its arrays cannot be read: {_brief(error)}") from error
-        with_paths, _ = jax.tree_util.tree_flatten_with_path(tree)
-        named = {path_name(path): leaf for path, leaf in with_paths}
+        named = flat(tree)
         arrays = {path: named[path] for path in wanted}
         if verify:
             self.verify(arrays)
