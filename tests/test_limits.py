@@ -1,4 +1,4 @@
-"""Clipping, limits of a step, and skipped steps: alone, together, and in wrappers."""
+"""Clipping and limits of a step: alone, together, and in wrappers."""
 
 import functools
 from collections.abc import Callable
@@ -13,7 +13,6 @@ import pytest
 
 from octavo import optim
 
-from bits import assert_same_bits, bits
 from cases import params_and_grads
 from test_backends import expect_equal_up_to_contraction
 from test_norms import INTERPRETERS, interpreted, leaf_of
@@ -196,94 +195,6 @@ def leaf_at(tree: Any, path: str) -> np.ndarray:
     return np.ravel(tree)
 
 
-def copied(tree: Any) -> Any:
-    """Arrays of its own, that may be donated."""
-    return jax.tree.map(jnp.array, tree)
-
-
-def kept(params: Any, state: optim.State) -> tuple[Any, optim.State]:
-    """What a step that is not taken must leave alone."""
-    extra = {k: v for k, v in state.extra.items() if k != "skipped"}
-    return params, state._replace(extra=extra)
-
-
-# One value in one leaf: with blocks, without, and 0-d.
-BAD: list[Callable[[Any], Any]] = [
-    lambda g: {**g, "dense": {**g["dense"], "kernel": _spoil(g, "kernel", np.nan)}},
-    lambda g: {**g, "dense": {**g["dense"], "kernel": _spoil(g, "kernel", np.inf)}},
-    lambda g: {**g, "dense": {**g["dense"], "bias": _spoil(g, "bias", -np.inf)}},
-    lambda g: {**g, "scale": jnp.full_like(g["scale"], np.nan)},
-]
-
-
-def _spoil(g: Any, name: str, value: float) -> Any:
-    """The last value of a leaf replaced."""
-    leaf = g["dense"][name]
-    return leaf.at[(-1,) * leaf.ndim].set(value)
-
-
-@pytest.mark.parametrize(
-    ("call", "dtype"),
-    [("step", "float32"), ("update", "float32"), ("step", "bfloat16")],
-)
-@pytest.mark.parametrize(
-    "options", [KEEPS["skipped"], EVERYTHING], ids=["alone", "with everything"]
-)
-@every_optimizer
-def test_a_bad_gradient_anywhere_changes_nothing_anywhere(
-    name: str, call: str, options: dict[str, Any], dtype: str
-) -> None:
-    """Bit for bit, and the next step is taken as if there had been none."""
-    params, (first, second) = tree(2, dtype)
-    params["dense"]["bias"] = params["dense"]["bias"].at[0].set(-0.0)
-    tx = OPTIMIZERS[name](0.01, weight_decay=0.1, **options)
-
-    def take(params: Any, state: Any, g: Any) -> Any:
-        if call == "step":
-            return tx.step(g, state, params)
-        updates, state = tx.update(g, state, params)
-        assert all(u.dtype == dtype for u in jax.tree.leaves(updates))
-        return optax.apply_updates(params, updates), state
-
-    step = jax.jit(take, donate_argnums=(0, 1))
-    fresh = (params, tx.init(params))
-    for before, good in (
-        (fresh, first),
-        (step(*copied(fresh), first), second),
-    ):
-        expected = step(*copied(before), good)
-        for k, spoiled in enumerate(bad(good) for bad in BAD):
-            carry = step(*copied(before), spoiled)
-            assert_same_bits(kept(*carry), kept(*before))
-            assert carry[1].extra["skipped"] == 1, k
-        carry = step(*carry, spoiled)
-        assert carry[1].extra["skipped"] == 2
-        after = step(*carry, good)
-        assert after[1].extra["skipped"] == 2
-        assert_same_bits(kept(*after), kept(*expected))
-        moved = jax.tree.map(lambda a, b: bits(a) != bits(b), after[0], before[0])
-        assert any(x.any() for x in jax.tree.leaves(moved))
-
-
-@every_optimizer
-def test_updates_of_a_skipped_step_are_zeros(name: str) -> None:
-    params, (g,) = tree()
-    tx = OPTIMIZERS[name](0.01, weight_decay=0.1, **EVERYTHING)
-    update = jax.jit(tx.update)
-    for bad in BAD:
-        updates, _ = update(bad(g), tx.init(params), params)
-        assert not any(np.any(u) for u in jax.tree.leaves(updates))
-
-
-def test_finite_gradients_are_not_skipped_however_large() -> None:
-    """Their squares overflow: their blocks are kept, as always, and others step."""
-    params, (g,) = tree()
-    g["dense"]["kernel"] = g["dense"]["kernel"].at[0, 0].set(1e30)
-    after, state = run_step(optim.adamw(0.01, skip_nonfinite=True), params, [g])
-    assert state.extra["skipped"] == 0 and state.count == 1
-    assert (after["dense"]["kernel"] != params["dense"]["kernel"]).mean() > 0.99
-
-
 def test_a_changed_limit_does_not_recompile() -> None:
     params, (g,) = tree()
 
@@ -326,70 +237,6 @@ def test_a_limit_is_a_hyperparameter_of_inject_hyperparams() -> None:
         clipped = optim.last_norms(after)["scale"].gradient
         np.testing.assert_allclose(clipped, value, rtol=1e-6)
     assert update._cache_size() == 1
-
-
-def expect_norms(found: dict[str, optim.LayerNorms], params: Any, grads: Any) -> None:
-    """Those of LAMB's first step without weight decay, whose direction is 1s."""
-    assert set(found) == {"dense/kernel", "dense/bias", "scale"}
-    for path, norms in found.items():
-        p, g = leaf_at(params, path), leaf_at(grads, path)
-        p_norm, u_norm = np.linalg.norm(p), np.sqrt(p.size)
-        np.testing.assert_allclose(norms.parameter, p_norm, rtol=1e-5)
-        np.testing.assert_allclose(norms.gradient, np.linalg.norm(g), rtol=1e-5)
-        # eps of 1e-6 next to gradients of 0.01 and more, few of them smaller.
-        np.testing.assert_allclose(norms.direction, u_norm, rtol=1e-4)
-        ratio = p_norm / u_norm if path == "dense/kernel" else 1.0
-        np.testing.assert_allclose(norms.ratio, ratio, rtol=1e-4)
-
-
-def test_last_norms() -> None:
-    """Of a step and an update, within jit and outside, in a chain and a TrainState."""
-    params, (g,) = tree()
-    tx = optim.lamb(0.01, record_norms=True)
-    state = tx.init(params)
-    for norms in optim.last_norms(state).values():
-        assert norms == (0.0, 0.0, 0.0, 0.0)
-    expect_norms(optim.last_norms(jax.jit(tx.step)(g, state, params)[1]), params, g)
-    inside = jax.jit(lambda: optim.last_norms(tx.update(g, state, params)[1]))
-    expect_norms(inside(), params, g)
-
-    chain = optax.chain(optax.scale(2.0), tx, optax.scale(-1.0))
-    _, chained = jax.jit(chain.update)(g, chain.init(params), params)
-    expect_norms(optim.last_norms(chained), params, jax.tree.map(lambda x: 2 * x, g))
-
-    train = optim.TrainState.create(apply_fn=None, params=params, tx=tx)
-    stepped = jax.jit(lambda state: state.apply_gradients(grads=g))(train)
-    expect_norms(optim.last_norms(stepped), params, g)
-
-
-def test_last_norms_are_those_after_clipping() -> None:
-    params, (g,) = tree()
-    tx = optim.lamb(0.01, record_norms=True, skip_nonfinite=True, **CLIPS["both"])
-    _, state = run_step(tx, params, [g])
-    (clipped,) = optax_clipped([g], CLIPS["both"])
-    expect_norms(optim.last_norms(state), params, clipped)
-
-
-def test_last_norms_of_stacked_layers_are_vectors() -> None:
-    """Within jit those with fewer layers than others end in NaN."""
-    params = {"one": jnp.ones((8, 16)), "two": jnp.ones((2, 8)), "three": jnp.ones(3)}
-    axes = {"one": None, "two": 0, "three": 0}
-    tx = optim.adamw(0.1, record_norms=True, layer_axes=axes)
-    _, state = run_step(tx, params, [params])
-    assert {k: x.parameter.shape for k, x in optim.last_norms(state).items()} == {
-        "one": (),
-        "two": (2,),
-        "three": (3,),
-    }
-    inside = jax.jit(optim.last_norms)(state)
-    np.testing.assert_allclose(inside["two"].parameter, [8**0.5, 8**0.5, np.nan])
-    np.testing.assert_allclose(inside["one"].ratio, [1.0, np.nan, np.nan])
-
-
-def test_norms_that_were_not_recorded() -> None:
-    params, _ = tree()
-    with pytest.raises(ValueError, match="with record_norms=True"):
-        optim.last_norms(optim.lamb(0.1).init(params))
 
 
 @every_optimizer

@@ -1,6 +1,5 @@
 """A state lies as its parameters do: made in any way, kept by steps, as Flax has it."""
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +7,6 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import pytest
 from flax import nnx
@@ -237,118 +235,6 @@ def test_state_sharding_of_a_prefix() -> None:
             assert x.sharding.is_equivalent_to(y, x.ndim)
 
 
-# path -> shape, type and spec; and for TPU and GPU: what runs it, and why not a kernel.
-ROWS: dict[str, tuple[tuple[int, ...], str, P, dict[str, tuple[str, str]]]] = {
-    "kernel": (
-        (4096, 1024),
-        "float32",
-        P("d", "m"),
-        {"tpu": ("tpu", ""), "gpu": ("triton", "")},
-    ),
-    "bf16": (
-        (4096, 1024),
-        "bfloat16",
-        P(("d", "m")),
-        {"tpu": ("tpu", ""), "gpu": ("triton", "")},
-    ),
-    "layers/kernel": (
-        (8, 128, 128),
-        "float32",
-        P("d", None, "m"),
-        {"tpu": ("tpu", ""), "gpu": ("triton", "")},
-    ),
-    "vector": (
-        (8192,),
-        "float32",
-        P("d"),
-        {"tpu": ("xla", "rank 2 or more"), "gpu": ("triton", "")},
-    ),
-    "bias": (
-        (64,),
-        "float32",
-        P("m"),
-        {"tpu": ("xla", "not quantized"), "gpu": ("xla", "not quantized")},
-    ),
-    "count": (
-        (8,),
-        "int32",
-        P(),
-        {"tpu": ("none", "left alone"), "gpu": ("none", "left alone")},
-    ),
-    "odd": (
-        (72, 64),
-        "float32",
-        P("d"),
-        {"tpu": ("xla", "block_axis=1 fits"), "gpu": ("xla", "block_axis=1 fits")},
-    ),
-}
-
-
-@pytest.mark.parametrize("platform", ["tpu", "gpu", "cpu", None])
-def test_check_sharding_says_what_runs_each_leaf(platform: str | None) -> None:
-    mesh = mesh_of("4x2", "auto")
-    shapes = {
-        path: jax.ShapeDtypeStruct(shape, dtype)
-        for path, (shape, dtype, *_) in ROWS.items()
-    }
-    shardings = {
-        path: NamedSharding(mesh, spec) for path, (_, _, spec, _) in ROWS.items()
-    }
-    tx = optim.lamb(0.1, layer_axes=layer_axes)
-    report = optim.check_sharding(tx, shapes, shardings, platform)
-    assert {row.path for row in report.rows} == set(ROWS)
-    for row in report.rows:
-        shape, _, spec, expected = ROWS[row.path]
-        assert (row.shape, row.spec) == (shape, spec)
-        assert row.aligned == (row.path != "odd")
-        if platform in ("tpu", "gpu"):
-            backend, why = expected[platform]
-            assert row.backend == backend
-            assert why in row.why and bool(why) == bool(row.why)
-        else:
-            assert row.backend == ("none" if row.path == "count" else "xla")
-            if row.path == "kernel":
-                assert row.why == "no kernel for cpu"
-        assert row.path in str(report) and str(row.shape) in str(report)
-
-
-# shape, spec, options: shards of 18, 25 (of all devices), 1016, 2032 and 1016 rows.
-STRADDLING: list[tuple[tuple[int, ...], P, dict[str, Any]]] = [
-    ((72, 64), P("d"), {}),
-    ((3, 72, 64), P(None, "d", "m"), {"layer_axes": 0}),
-    ((200, 32), P(("d", "m")), {}),
-    ((4064, 1024), P("d"), {}),
-    ((4064, 1024), P("d", "m"), {"block_size": 128}),
-    ((4064, 1088), P("d", "m"), {"block_size": 128}),
-    ((64, 4064), P("m", "d"), {"block_axis": 1}),
-    ((5000,), P("d"), {}),
-    ((48, 90), P("d", "m"), {"block_axis": 1}),
-]
-
-
-@pytest.mark.parametrize(("shape", "spec", "options"), STRADDLING, ids=str)
-def test_advice_for_straddling_blocks_fits(
-    shape: tuple[int, ...], spec: P, options: dict[str, Any]
-) -> None:
-    p = jax.ShapeDtypeStruct(shape, jnp.float32)
-    sharding = NamedSharding(mesh_of("4x2", "auto"), spec)
-
-    def row(**more: Any) -> optim.ShardingRow:
-        tx = optim.lamb(0.1, **{**options, **more})
-        return optim.check_sharding(tx, p, sharding, "tpu").rows[0]
-
-    before = row()
-    assert not before.aligned and before.backend == "xla"
-    (advice,) = re.findall(r"; (.*) fits?$", before.why)
-    for alternative in advice.split(" or "):
-        settings = dict(re.findall(r"(\w+)='?(\w+)", alternative))
-        if alternative == "another sharding,":
-            continue
-        after = row(**{k: int(v) if v.isdigit() else v for k, v in settings.items()})
-        assert after.aligned, (alternative, after.why)
-        assert after.backend == ("xla" if "state" in settings else "tpu")
-
-
 def loss(params: Any) -> jax.Array:
     """Elementwise, so that it needs no shardings of its own under explicit axes."""
     return sum((jnp.sum(jnp.square(x)) for x in jax.tree.leaves(params)), jnp.zeros(()))
@@ -438,89 +324,3 @@ def test_nnx_optimizer_with_partitioned_parameters(axes: str) -> None:
     for tree in (*state["moments"].values(), *state["scales"].values()):
         assert tree["kernel"].sharding.is_equivalent_to(sharding, 2)
     assert state["moments"]["mu"]["kernel"].dtype == jnp.int8
-
-
-def cut(kernel: Any, bias: Any) -> Any:
-    return {"a": {"kernel": kernel}, "b": bias}
-
-
-def bad_shardings() -> dict[str, tuple[Any, str]]:
-    """What does not fit the parameters, and what the error says."""
-    mesh, other = mesh_of("4x2", "auto"), mesh_of("8 rows", "auto")
-    here = NamedSharding(mesh, P("d", "m"))
-    whole = NamedSharding(mesh, P())
-    return {
-        "missing": ({"a": {"kernel": here}}, "sharding does not fit .* at 'b'"),
-        "unknown": (
-            {**cut(here, whole), "c": whole},
-            "sharding does not fit .* at 'c'",
-        ),
-        "None": (cut(here, None), "sharding at 'b' is None, not NamedShardings"),
-        "number": (cut(3, whole), "sharding at 'a/kernel' is 3, not NamedShardings"),
-        "mesh": (
-            cut(here, NamedSharding(other, P())),
-            "'a/kernel' is on the mesh {'d': 4, 'm': 2}, but 'b' on {'d': 8}: put all",
-        ),
-        "rank": (
-            cut(here, NamedSharding(mesh, P("d", "m"))),
-            r"sharding for 'b': P\('d', 'm'\) has 2 axes, but its shape \(6,\) has 1",
-        ),
-        "divides": (
-            cut(here, NamedSharding(mesh, P("d"))),
-            r"sharding for 'b': P\('d',\) cuts axis 0 of .* \(6,\) into 4 unequal",
-        ),
-        "no mesh": (
-            cut(P("d", "m"), P()),
-            r"sharding for 'a/kernel': P\('d', 'm'\) needs a mesh, and none is set",
-        ),
-        "one device": (
-            jax.sharding.SingleDeviceSharding(jax.devices()[0]),
-            "sharding is SingleDeviceSharding.* not NamedShardings",
-        ),
-    }
-
-
-PARAMS = cut(np.ones((64, 128), np.float32), np.ones(6, np.float32))
-CALLS: dict[str, Callable[[Any], Any]] = {
-    "init": lambda bad: optim.adam(0.1, sharding=bad).init(PARAMS),
-    "step": lambda bad: optim.adam(0.1, sharding=bad).step(
-        PARAMS, optim.adam(0.1).init(PARAMS), PARAMS
-    ),
-    "state_sharding": lambda bad: optim.state_sharding(optim.adam(0.1), PARAMS, bad),
-    "check_sharding": lambda bad: optim.check_sharding(optim.adam(0.1), PARAMS, bad),
-}
-
-
-@pytest.mark.parametrize("call", CALLS)
-@pytest.mark.parametrize("bad", bad_shardings())
-def test_shardings_that_do_not_fit(bad: str, call: str) -> None:
-    shardings, message = bad_shardings()[bad]
-    with pytest.raises(ValueError, match=message):
-        CALLS[call](shardings)
-
-
-@pytest.mark.parametrize("call", CALLS)
-def test_unknown_axes_within_a_mesh(call: str) -> None:
-    message = r"sharding for 'a/kernel': P\('d', 'x'\) names the axis 'x', but the mesh"
-    with (
-        jax.set_mesh(mesh_of("4x2", "auto")),
-        pytest.raises(ValueError, match=f"{message} has 'd', 'm'"),
-    ):
-        CALLS[call](cut(P("d", "x"), P()))
-
-
-def test_arrays_on_different_meshes() -> None:
-    params = {
-        name: jax.device_put(
-            jnp.ones((64, 64)), NamedSharding(mesh_of(name, "explicit"), P("d"))
-        )
-        for name in ("4x2", "8 rows")
-    }
-    with pytest.raises(ValueError, match=r"'4x2' is on the mesh .* but '8 rows' on"):
-        optim.adam(0.1).init(params)
-
-
-def test_check_sharding_takes_no_chain() -> None:
-    tx: Any = optax.chain(optim.adam(0.1))
-    with pytest.raises(TypeError, match="an Octavo optimizer itself, not a chain"):
-        optim.check_sharding(tx, PARAMS, NamedSharding(mesh_of("4x2", "auto"), P()))
