@@ -9,13 +9,13 @@ from typing import Any
 
 import jax
 from _llama import AXES, block_axis, layer_axes, placed
+from _optimizers import OPTIMIZERS
 from _topologies import devices_of, platform_of
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from octavo import optim
 
-OPTIMIZERS = {"adamw": optim.adamw, "lamb": optim.lamb}
 _COLLECTIVES = (
     "all-reduce",
     "all-gather",
@@ -27,7 +27,6 @@ _COLLECTIVES = (
     "send",
     "recv",
 )
-_BACKENDS = {"tpu": "tpu", "cuda": "triton"}
 _KERNELS = {"tpu": "tpu_custom_call", "cuda": "__gpu$xla.gpu.triton"}
 
 
@@ -48,7 +47,9 @@ class Figures:
 
     Attributes:
       parameters: in all.
-      advice: of `check_sharding`, for leaves whose blocks straddle shards by default.
+      advice: of `explain`, for leaves whose blocks cross shard boundaries by default.
+      slots: moments of each parameter.
+      sums: numbers that are reduced for each layer that has a ratio; 0: there is none.
       kernels: in the program.
       collectives: how many of each, of those that there are.
       reduced: numbers in the all-reduces.
@@ -57,9 +58,9 @@ class Figures:
       expected_state_bytes: from shapes, block sizes and the mesh.
       other_state_bytes: counters and the like, which every device has.
       replicated: codes and scales that every device has.
-      moved: results that do not lie as the arguments do whose place they take.
+      moved: results that are not sharded like the arguments whose place they take.
       parameter_bytes: as many as gradients take.
-      argument_bytes: parameters, gradients and state, as they lie in memory.
+      argument_bytes: parameters, gradients and state, with padding in memory.
       temporary_bytes: beside them.
       unaliased_bytes: of results that do not overwrite an argument.
       lower_seconds: tracing and lowering.
@@ -68,6 +69,8 @@ class Figures:
 
     parameters: int
     advice: list[str]
+    slots: int
+    sums: int
     kernels: int
     collectives: dict[str, int]
     reduced: int
@@ -101,7 +104,7 @@ def mesh_of(topology: str, axes: str) -> Mesh:
 def figures_of(case: Case, mesh: Mesh) -> Figures:
     """Compile a step, and look at it."""
     shapes, where = placed(case.layers, case.stacked, mesh)
-    advice = straddling(shapes, where)
+    advice = crossing(shapes, where)
     tx = make_optimizer(case, advice, where)
     params = _put(shapes, where)
     state = _put(
@@ -118,18 +121,21 @@ def figures_of(case: Case, mesh: Mesh) -> Figures:
 
     memory, text = compiled.memory_analysis(), compiled.as_text()
     (_, given, _), _ = compiled.input_shardings
-    cut = (given.moments, given.scales), (state.moments, state.scales)
+    rule = tx.optimizer.rule
+    scales = [x for name, x in state.trees.items() if name not in state.slots]
     return Figures(
         parameters=sum(p.size for p in jax.tree.leaves(shapes)),
         advice=list(advice.values()),
+        slots=len(rule.slots),
+        sums={None: 0, "direction": 2, "gradient": 3}[rule.scaled],
         kernels=text.count(f'custom_call_target="{_KERNELS[platform]}"'),
         collectives=collectives(text),
         reduced=reduced(text),
-        state_bytes=_bytes(cut[1]),
-        scale_bytes=_bytes(state.scales),
-        expected_state_bytes=expected_bytes(shapes, where, advice),
+        state_bytes=_bytes(state.trees),
+        scale_bytes=_bytes(scales),
+        expected_state_bytes=len(rule.slots) * expected_bytes(shapes, where, advice),
         other_state_bytes=_bytes((state.count, state.extra)),
-        replicated=_paths(_is_whole, *cut),
+        replicated=_paths(_is_whole, given.trees, state.trees),
         moved=_paths(_is_moved, compiled.output_shardings, (params, state)),
         parameter_bytes=_bytes(params),
         argument_bytes=memory.argument_size_in_bytes,
@@ -140,22 +146,21 @@ def figures_of(case: Case, mesh: Mesh) -> Figures:
     )
 
 
-def straddling(shapes: Any, shardings: Any) -> dict[str, str]:
-    """Leaves whose blocks of 32 straddle shards, and what `check_sharding` advises."""
+def crossing(shapes: Any, shardings: Any) -> dict[str, str]:
+    """Leaves whose blocks of 32 cross shard boundaries, and what `explain` advises."""
     tx = optim.adamw(1e-3, layer_axes=layer_axes, block_axis=block_axis)
-    report = optim.check_sharding(tx, shapes, shardings, "tpu")
+    report = optim.explain(tx, shapes, shardings, "tpu")
     return {row.path: row.why for row in report.rows if not row.aligned}
 
 
 def make_optimizer(case: Case, advice: dict[str, str], shardings: Any) -> Any:
-    """With explicit axes, the types of the arrays tell how they lie."""
+    """With explicit axes, the types of the arrays say how they are sharded."""
     options: dict[str, Any] = {} if case.axes == "explicit" else {"sharding": shardings}
-    return OPTIMIZERS[case.optimizer](
+    return OPTIMIZERS[case.optimizer].ours(
         1e-3,
         layer_axes=layer_axes,
         block_axis=block_axis,
         block_size=lambda path: block_size(path, advice),
-        backend=_BACKENDS[platform_of(case.topology)],
         **options,
     )
 
@@ -166,11 +171,11 @@ def block_size(path: str, advice: dict[str, str]) -> int:
 
 
 def expected_bytes(shapes: Any, shardings: Any, advice: dict[str, str]) -> float:
-    """Of one device's two moments: a byte for each value, 2 for a block's scale."""
+    """Of one moment on a device: a byte for each value, 2 for a block's scale."""
     total = 0.0
     for (path, p), (_, where) in zip(_named(shapes), _named(shardings), strict=True):
         values = math.prod(where.shard_shape(p.shape))
-        total += 2 * values * (1 + 2 / block_size(path, advice))
+        total += values * (1 + 2 / block_size(path, advice))
     return total
 
 

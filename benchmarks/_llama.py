@@ -1,7 +1,7 @@
-"""Llama 3 8B as shapes, and how its parameters lie on a mesh.
+"""Llama 3 8B as shapes, and how its parameters are sharded over a mesh.
 
-Its axes are `fsdp` and `tensor`: matrices are cut along both, into a head or a hidden
-unit along `tensor`; norms along `fsdp`.
+Its axes are `fsdp` and `tensor`: matrices are sharded along both, those into heads or
+hidden units by columns along `tensor`; norms along `fsdp`.
 """
 
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ _INTO, _OUT_OF, _NORM = P("fsdp", "tensor"), P("tensor", "fsdp"), P("fsdp")
 
 
 class Parameter(NamedTuple):
-    """A leaf: its shape, and the mesh axes along which it is cut."""
+    """A leaf: its shape, and how it is sharded."""
 
     shape: tuple[int, ...]
     spec: P

@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,86 +30,72 @@ from jax import lax
 from rich.console import Console
 from rich.table import Table
 
-from octavo.pallas_kernels import FORMATS, rounding
-from octavo.pallas_kernels.formats._scale import block_scale, reciprocal
+from octavo.pallas_kernels import FORMATS, Format, rounding
+from octavo.pallas_kernels.formats.base import reciprocal
 
 BLOCK = 32
 FRACTIONS = (1e-3, 1e-4, 1e-5, 1e-6)
 _B1, _B2, _SHORT_B2 = 0.9, 0.999, 0.95
 
 
-class Codec(Protocol):
-    """The part of `octavo.pallas_kernels.Format` that the simulation calls."""
-
-    @property
-    def unbiased(self) -> bool: ...
-
-    def encode(
-        self, x: jax.Array, axis: int, noise: jax.Array | float = 0.5
-    ) -> tuple[jax.Array, jax.Array | None]: ...
-
-    def decode(self, codes: jax.Array, scale: jax.Array | None) -> jax.Array: ...
-
-
 @dataclass(frozen=True)
-class Root:
+class Root(Format):
     """v linear in its n-th root, 256 steps, unbiased: Root8 for any n."""
 
     n: int
-    unbiased: bool = True
+    unbiased = True
+
+    def scale(self, largest: jax.Array) -> jax.Array:
+        return super().scale(self._root(largest))
 
     def encode(
-        self, x: jax.Array, axis: int, noise: jax.Array | float = 0.5
-    ) -> tuple[jax.Array, jax.Array | None]:
-        root = jnp.where(x > 0, x, 0.0) ** (1 / self.n)
-        scale = block_scale(root, axis)
-        level = root * (reciprocal(scale) * 256) + noise
-        return jnp.clip(jnp.floor(level), 1, 256).astype(jnp.int32), scale
+        self, x: jax.Array, scale: jax.Array, noise: jax.Array | float = 0.5
+    ) -> jax.Array:
+        level = self._root(x) * (reciprocal(scale) * 256) + noise
+        return jnp.clip(jnp.floor(level), 1, 256).astype(jnp.int32)
 
-    def decode(self, codes: jax.Array, scale: jax.Array | None) -> jax.Array:
-        assert scale is not None
+    def _root(self, x: jax.Array) -> jax.Array:
+        return jnp.where(x > 0, x, 0.0) ** (1 / self.n)
+
+    def decode(self, codes: jax.Array, scale: jax.Array) -> jax.Array:
         return (codes.astype(jnp.float32) * scale / 256) ** self.n
 
 
 @dataclass(frozen=True)
-class Logarithm:
+class Logarithm(Format):
     """v as a float of 3 mantissa bits, 256 codes, unbiased, clamped up."""
 
-    unbiased: bool = True
+    unbiased = True
 
     def encode(
-        self, x: jax.Array, axis: int, noise: jax.Array | float = 0.5
-    ) -> tuple[jax.Array, jax.Array | None]:
-        scale = block_scale(x, axis)
+        self, x: jax.Array, scale: jax.Array, noise: jax.Array | float = 0.5
+    ) -> jax.Array:
         bits = lax.bitcast_convert_type(x * reciprocal(scale), jnp.int32)
         dither = jnp.asarray(noise * 2.0**20).astype(jnp.int32)
         code = ((bits + dither) >> 20) - (127 * 8 - 255)
-        return jnp.clip(code, 0, 255), scale
+        return jnp.clip(code, 0, 255)
 
-    def decode(self, codes: jax.Array, scale: jax.Array | None) -> jax.Array:
-        assert scale is not None
+    def decode(self, codes: jax.Array, scale: jax.Array) -> jax.Array:
         bits = (codes + (127 * 8 - 255)) << 20
         return lax.bitcast_convert_type(bits, jnp.float32) * scale
 
 
 @dataclass(frozen=True)
-class Square:
+class Square(Format):
     """m by a square law: sign(c) * scale * (c / 127)**2."""
 
-    unbiased: bool
+    unbiased: bool  # pyright: ignore[reportGeneralTypeIssues]
 
     def encode(
-        self, x: jax.Array, axis: int, noise: jax.Array | float = 0.5
-    ) -> tuple[jax.Array, jax.Array | None]:
-        scale = block_scale(jnp.abs(x), axis)
+        self, x: jax.Array, scale: jax.Array, noise: jax.Array | float = 0.5
+    ) -> jax.Array:
         y = jnp.abs(x) * reciprocal(scale) * 127**2
         lower = jnp.minimum(jnp.floor(jnp.sqrt(y)), 126)
         up = y > lower**2 + (2 * lower + 1) * (1 - noise)
         code = jnp.where(up, lower + 1, lower)
-        return jnp.where(x < 0, -code, code).astype(jnp.int32), scale
+        return jnp.where(x < 0, -code, code).astype(jnp.int32)
 
-    def decode(self, codes: jax.Array, scale: jax.Array | None) -> jax.Array:
-        assert scale is not None
+    def decode(self, codes: jax.Array, scale: jax.Array) -> jax.Array:
         c = codes.astype(jnp.float32) / 127
         return c * jnp.abs(c) * scale
 
@@ -118,7 +104,7 @@ F32 = FORMATS["32bit"](True)
 LOG8, ROOT8 = FORMATS["8bit"](True), FORMATS["8bit"](False)
 DYNAMIC8 = FORMATS["dynamic8"](True)
 
-CANDIDATES: dict[str, tuple[Codec, Codec]] = {
+CANDIDATES: dict[str, tuple[Format, Format]] = {
     "f32 / fourth root": (F32, Root(4)),
     "f32 / sixth root": (F32, Root(6)),
     "f32 / eighth root": (F32, ROOT8),
@@ -150,9 +136,11 @@ class Squares(NamedTuple):
     exact: jax.Array
 
 
-def _round(codec: Codec, x: jax.Array, noise: Callable[[], jax.Array]) -> jax.Array:
-    codes, scale = codec.encode(x, 0, noise() if codec.unbiased else 0.5)
-    return codec.decode(codes, scale)
+def _round(form: Format, x: jax.Array, noise: Callable[[], jax.Array]) -> jax.Array:
+    """Encoded and decoded: a block is a column."""
+    scale = form.scale(jnp.max(form.magnitude(x), axis=0, keepdims=True))
+    codes = form.encode(x, scale, noise() if form.unbiased else 0.5)
+    return form.decode(codes, scale)
 
 
 def _adam(m: jax.Array, v: jax.Array, g: jax.Array, b2: jax.Array) -> tuple:
@@ -165,7 +153,7 @@ def _update(m: jax.Array, v: jax.Array) -> jax.Array:
 
 @partial(jax.jit, static_argnums=(0, 1))
 def run(
-    codecs: tuple[Codec, Codec],
+    formats: tuple[Format, Format],
     steps: int,
     moments: Moments,
     sigma: jax.Array,
@@ -187,8 +175,8 @@ def run(
         m8, v8 = _adam(old.rounded_m, old.rounded_v, g, b2)
         exact, rounded = _update(m, v), _update(m8, v8)
         stored = (
-            _round(codec, x, partial(rounding.uniform, key, slot, position))
-            for slot, (codec, x) in enumerate(zip(codecs, (m8, v8), strict=True))
+            _round(form, x, partial(rounding.uniform, key, slot, position))
+            for slot, (form, x) in enumerate(zip(formats, (m8, v8), strict=True))
         )
         squares = Squares((rounded - exact) ** 2, rounded**2, exact**2)
         return (Moments(m, v, *stored), jax.tree.map(jnp.add, sums, squares)), None
@@ -218,7 +206,7 @@ class Sizes(NamedTuple):
     seed: int
 
 
-def measure(codecs: tuple[Codec, Codec], sizes: Sizes) -> dict[str, float]:
+def measure(formats: tuple[Format, Format], sizes: Sizes) -> dict[str, float]:
     """One row of the table."""
     columns = sizes.columns
     keys = jax.random.split(jax.random.key(sizes.seed), 7)
@@ -226,7 +214,7 @@ def measure(codecs: tuple[Codec, Codec], sizes: Sizes) -> dict[str, float]:
 
     def phase(moments: Moments, steps: int, sigma: jax.Array, b2: float, k: int):
         for key, n in ((keys[k], steps - sizes.window), (keys[k + 1], sizes.window)):
-            moments, squares = run(codecs, n, moments, sigma, jnp.float32(b2), key)
+            moments, squares = run(formats, n, moments, sigma, jnp.float32(b2), key)
         return moments, squares
 
     def rms(part: jax.Array, whole: jax.Array) -> float:

@@ -23,17 +23,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from _optimizers import OPTIMIZERS
 from jax.extend.core import jaxprs_in_params
 from rich.console import Console
 from rich.table import Table
 
 from octavo import optim
-
-OPTIMIZERS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
-    "adamw": (optim.adamw, optax.adamw),
-    "lamb": (optim.lamb, optax.lamb),
-    "lars": (optim.lars, optax.lars),
-}
 
 
 class Model(NamedTuple):

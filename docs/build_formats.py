@@ -19,7 +19,7 @@ OUT = Path(__file__).parent / "img" / "formats.png"
 WINDOW = 0.3  # decades that a point of an error curve is the worst of
 _NOISES = (0.0, 1.0 - 2.0**-24)  # unbiased rounding at its two extremes
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
+# Okabe and Ito's colours, which differ for colour-blind readers, too.
 BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
 FIRST: list[tuple[str, str, str]] = [
     ("8bit", "log8 (8bit)", BLUE),
@@ -42,9 +42,9 @@ def levels(fmt: Format) -> np.ndarray:
 
 def stored(fmt: Format, x: np.ndarray, noise: float) -> np.ndarray:
     """What is left of x next to a block's largest value, 1."""
-    block = jnp.stack([jnp.ones(x.shape, jnp.float32), jnp.asarray(x, jnp.float32)])
-    codes, scale = fmt.encode(block, 0, noise)
-    return np.asarray(fmt.decode(codes, scale), np.float64)[1]
+    scale = fmt.scale(fmt.magnitude(jnp.ones(1)))
+    codes = fmt.encode(jnp.asarray(x, jnp.float32), scale, noise)
+    return np.asarray(fmt.decode(codes, scale), np.float64)
 
 
 def worst_errors(fmt: Format, magnitude: np.ndarray, signed: bool) -> np.ndarray:

@@ -11,7 +11,7 @@ matplotlib.use("Agg")  # there may be no screen
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-COLORS = ("#1f77b4", "#d95f02")  # told apart by color-blind readers, too
+COLORS = ("#1f77b4", "#d95f02")  # different to color-blind readers, too
 
 
 @dataclass

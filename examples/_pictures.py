@@ -12,7 +12,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter
 
-# Told apart by color-blind readers, too. Curves may coincide: the first is broad and
+# Different to color-blind readers, too. Curves may coincide: the first is broad and
 # pale, to be seen under the others.
 STYLES: tuple[dict[str, Any], ...] = (
     {"color": "#1f77b4", "lw": 5, "alpha": 0.4},

@@ -1,5 +1,5 @@
-"""Train on a mesh: FSDP and tensor parallelism, LAMB with 8-bit state that lies as
-the parameters do.
+"""Train on a mesh: FSDP and tensor parallelism, LAMB with 8-bit state that is sharded
+like the parameters.
 
     python examples/sharded.py
 
@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from octavo import optim
 
-# ------------------------------------------------------------------ what lies where
+# -------------------------------------------------------------------------- shardings
 
 
 def mesh_shape(count: int) -> tuple[int, int]:
@@ -54,7 +54,7 @@ OUT_OF_TENSOR = ("attention_out", "mlp_out")
 
 
 def spec_of(path: Any, param: Any) -> P:
-    """Matrices are cut along both axes of the mesh, vectors along `fsdp`.
+    """Matrices are sharded along both axes of the mesh, vectors along `fsdp`.
 
     Into a block's heads or hidden units by columns, out of them by rows: so that
     between the two nothing has to be sent.
@@ -79,7 +79,7 @@ class Training(NamedTuple):
 
     @property
     def state_shardings(self) -> Any:
-        """How the optimizer's state lies."""
+        """How the optimizer's state is sharded."""
         return optim.state_sharding(self.tx, self.shapes, self.shardings)
 
 
@@ -100,7 +100,7 @@ def prepare(options: argparse.Namespace, mesh: Mesh) -> Training:
 
 
 def start(training: Training, length: int) -> tuple[Any, Any]:
-    """Parameters and state, each made where it lies."""
+    """Parameters and state, each made on the devices where it stays."""
 
     def init(key: jax.Array) -> Any:
         return training.model.init(key, jnp.zeros((1, length), jnp.int32))["params"]
@@ -146,8 +146,8 @@ def show_shardings(params: Any, state: Any) -> None:
     """Which device holds which part of one matrix and of its first moment."""
     for name, tree in (
         ("parameter", params),
-        ("codes", state.moments["mu"]),
-        ("scales", state.scales["mu_scale"]),
+        ("codes", state.mu),
+        ("scales", state.mu_scale),
     ):
         x = tree["block_0"]["mlp_out"]["kernel"]
         print(f"block_0/mlp_out/kernel, {name}: {x.dtype} {x.shape}")
@@ -159,7 +159,7 @@ def show_bytes(training: Training, params: Any, state: Any) -> None:
     """What one device holds, and what it would hold with 32-bit state."""
     full = optim.lamb32bit(1e-3)
     wide = jax.eval_shape(full.init, training.shapes)
-    lies = optim.state_sharding(full, training.shapes, training.shardings)
+    spread = optim.state_sharding(full, training.shapes, training.shardings)
     count = training.mesh.size
     table = Table("", "in all", f"on each of {count} devices", title="bytes")
     for column in table.columns[1:]:
@@ -167,7 +167,7 @@ def show_bytes(training: Training, params: Any, state: Any) -> None:
     for name, tree, shardings in (
         ("parameters", params, training.shardings),
         ("state, 8-bit", state, training.state_shardings),
-        ("state, 32-bit", wide, lies),
+        ("state, 32-bit", wide, spread),
     ):
         whole, part = bytes_of(tree, shardings)
         table.add_row(name, f"{whole:,}", f"{part:,}")
@@ -213,7 +213,7 @@ def main(argv: list[str]) -> int:
         sys.exit(f"--batch-size must be a multiple of {shape['fsdp']}")
     kind = training.mesh.devices.flat[0].device_kind
     print(f"a mesh of {shape['fsdp']} fsdp x {shape['tensor']} tensor, {kind}")
-    print(optim.check_sharding(training.tx, training.shapes, training.shardings))
+    print(optim.explain(training.tx, training.shapes, training.shardings))
     params, state = start(training, options.length)
     show_shardings(params, state)
     show_bytes(training, params, state)

@@ -70,11 +70,11 @@ class Run:
 
 def optimizers() -> dict[str, Any]:
     """Octavo's optimizers by name; the likes of adam8bit would overrule --state."""
-    named = {name: getattr(optim, name) for name in dir(optim)}
+    functions = {name: f for name, f in vars(optim).items() if inspect.isfunction(f)}
     return {
         name: f
-        for name, f in named.items()
-        if inspect.isfunction(f) and "learning_rate" in inspect.signature(f).parameters
+        for name, f in functions.items()
+        if next(iter(inspect.signature(f).parameters), None) == "learning_rate"
     }
 
 

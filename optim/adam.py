@@ -1,19 +1,35 @@
 """Adam and AdamW."""
 
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from octavo.pallas_kernels import Decay, Rule, Slot
+from octavo.pallas_kernels import Rule, Slot
 
 from .checks import check_fraction, check_not_negative
-from .fused import Transformation, fused
 from .options import Options, with_options
+from .stepping.transformation import Transformation, fused
 
 
-class _AdamScalars(NamedTuple):
+@dataclass(frozen=True)
+class AdamNumbers:
+    """Hyperparameters. Without `grad_averaging`, gradients enter m with weight 1."""
+
+    b1: Any
+    b2: Any
+    eps: Any
+    bias_correction: bool = True
+    grad_averaging: bool = True
+
+    def __post_init__(self) -> None:
+        check_fraction(b1=self.b1, b2=self.b2)
+        check_not_negative(eps=self.eps)
+
+
+class _Scalars(NamedTuple):
     b1: jax.Array
     b2: jax.Array
     weight: jax.Array
@@ -21,51 +37,37 @@ class _AdamScalars(NamedTuple):
     eps: jax.Array
 
 
-def adam_rule(
-    b1: Any,
-    b2: Any,
-    eps: Any,
-    decay: Decay | None = None,
-    *,
-    bias_correction: bool = True,
-    grad_averaging: bool = True,
-) -> Rule:
-    """Adam (arXiv 1412.6980, algorithm 1), in the order of its section 2.
+def _scalars(t: jax.Array, learning_rate: jax.Array, h: AdamNumbers) -> _Scalars:
+    del learning_rate
+    b1, b2, eps = (jnp.asarray(x, jnp.float32) for x in (h.b1, h.b2, h.eps))
+    weight = 1 - b1 if h.grad_averaging else jnp.ones_like(b1)
+    if not h.bias_correction:
+        return _Scalars(b1, b2, weight, jnp.float32(1.0), eps)
+    # 1 - b**t loses all digits for b near 1; this loses none.
+    c1 = -jnp.expm1(t * jnp.log(b1))
+    c2 = -jnp.expm1(t * jnp.log(b2))
+    root = jnp.sqrt(c2)
+    return _Scalars(b1, b2, weight, root / c1, eps * root)
 
-    Without `grad_averaging`, gradients enter the first moment with weight 1.
-    """
-    check_fraction(b1=b1, b2=b2)
-    check_not_negative(eps=eps)
 
-    def scalars(t: jax.Array, learning_rate: jax.Array) -> _AdamScalars:
-        del learning_rate
-        beta1, beta2 = jnp.asarray(b1, jnp.float32), jnp.asarray(b2, jnp.float32)
-        epsilon = jnp.asarray(eps, jnp.float32)
-        weight = 1 - beta1 if grad_averaging else jnp.ones_like(beta1)
-        if not bias_correction:
-            return _AdamScalars(beta1, beta2, weight, jnp.float32(1.0), epsilon)
-        # 1 - b**t loses all digits for b near 1; this loses none.
-        c1 = -jnp.expm1(t * jnp.log(beta1))
-        c2 = -jnp.expm1(t * jnp.log(beta2))
-        root = jnp.sqrt(c2)
-        return _AdamScalars(beta1, beta2, weight, root / c1, epsilon * root)
+def _direction(
+    g: jax.Array, slots: tuple[jax.Array, ...], s: _Scalars
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    """arXiv 1412.6980, algorithm 1, in the order of its section 2."""
+    m, v = slots
+    m = s.b1 * m + s.weight * g
+    v = s.b2 * v + (1 - s.b2) * (g * g)
+    # (m / c1) / (sqrt(v / c2) + eps), with the corrections moved into scalars.
+    u = s.correction * m / (jnp.sqrt(v) + s.eps)
+    return u, (m, v)
 
-    def direction(
-        g: jax.Array,
-        p: jax.Array | None,
-        slots: tuple[jax.Array, ...],
-        s: _AdamScalars,
-    ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-        del p
-        m, v = slots
-        m = s.b1 * m + s.weight * g
-        v = s.b2 * v + (1 - s.b2) * (g * g)
-        # (m / c1) / (sqrt(v / c2) + eps), with the corrections moved into scalars.
-        u = s.correction * m / (jnp.sqrt(v) + s.eps)
-        return u, (m, v)
 
-    slots = (Slot("mu", signed=True), Slot("nu", signed=False))
-    return Rule(slots, scalars, direction, decay=decay)
+ADAM = Rule(
+    slots=(Slot("mu", signed=True), Slot("nu", signed=False)),
+    scalars=_scalars,
+    direction=_direction,
+)
+ADAMW = replace(ADAM, decay="update")
 
 
 @with_options
@@ -110,13 +112,13 @@ def adam(
     >>> tx = optim.adam(1e-3)
     >>> params = {"w": jnp.ones((64, 128))}
     >>> state = tx.init(params)
-    >>> state.moments["mu"]["w"].dtype, state.scales["mu_scale"]["w"].shape
+    >>> state.mu["w"].dtype, state.mu_scale["w"].shape
     (dtype('int8'), (16, 128))
     >>> params, state = tx.step({"w": jnp.ones((64, 128))}, state, params)
     >>> print(f"{params['w'][0, 0]:.4f}")
     0.9990
     """
-    return fused(adam_rule(b1, b2, eps), learning_rate, options)
+    return fused(ADAM, AdamNumbers(b1, b2, eps), learning_rate, options)
 
 
 @with_options
@@ -171,5 +173,11 @@ def adamw(
     0.9999
     """
     check_not_negative(weight_decay=weight_decay)
-    rule = adam_rule(b1, b2, eps, Decay(weight_decay, joins="update"))
-    return fused(rule, learning_rate, options, mask=mask)
+    return fused(
+        ADAMW,
+        AdamNumbers(b1, b2, eps),
+        learning_rate,
+        options,
+        weight_decay=weight_decay,
+        mask=mask,
+    )

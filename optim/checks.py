@@ -1,8 +1,11 @@
-"""Ranges of hyperparameters. Traced ones pass: their values are not known."""
+"""Ranges of hyperparameters, and warnings. Traced values pass: they are not known."""
 
+import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jax.core import Tracer
 
@@ -52,3 +55,43 @@ def check_bounds(**values: Any) -> None:
         low, high = value
         if not is_traced(low) and not is_traced(high) and not 0 <= low <= high:
             raise ValueError(f"{name}={value} must be (low, high), 0 <= low <= high")
+
+
+def check_int(name: str, value: Any) -> None:
+    """Raise ValueError unless a value is a Python int."""
+    if isinstance(value, jax.Array):
+        raise ValueError(
+            f"{name} must be a Python int, not an array. With optax.inject_hyperparams "
+            f"name it in static_args: inject_hyperparams(..., static_args={name!r})"
+        )
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError(f"{name}={value!r} must be an int")
+
+
+def check_block_size(size: Any, where: str) -> None:
+    """Raise ValueError unless it is one; `where` follows it in the error."""
+    check_int("block_size", size)
+    if size <= 0 or size % 8:
+        raise ValueError(
+            f"block_size={size}{where} must be a positive multiple of 8, "
+            "such as 32 or 128"
+        )
+
+
+_LIBRARIES = ("octavo", "jax", "optax", "flax", "functools", "contextlib", "chex")
+_given: set[str] = set()
+
+
+def warn_once(message: str) -> None:
+    """Warn at the innermost line outside of Octavo and of the libraries around it."""
+    if message in _given:
+        return
+    _given.add(message)
+    frame, depth = sys._getframe(1), 2
+    while frame.f_back is not None and _is_library(frame.f_globals["__name__"]):
+        frame, depth = frame.f_back, depth + 1
+    warnings.warn(message, stacklevel=depth)
+
+
+def _is_library(module: str) -> bool:
+    return module.partition(".")[0] in _LIBRARIES

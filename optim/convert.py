@@ -8,11 +8,11 @@ import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding
 
-from octavo.pallas_kernels import decode_leaf, encode_leaf
+from octavo.pallas_kernels import Storage
 
-from .state import State, scale_name
-from .stored import StoredLeaf, stored
-from .tree import Leaves
+from .storage.state import State, scale_name
+from .storage.table import records_of
+from .storage.tree import Leaves
 
 _S = TypeVar("_S")
 
@@ -34,17 +34,13 @@ def dequantize(state: State) -> dict[str, Any]:
     >>> print(f"{optim.dequantize(state)['mu'][0, 0]:.4f}")
     0.1001
     """
-    how = stored(state)
+    records = records_of(state)
     moments = {}
-    for k, slot in enumerate(state.moments):
-        codes = Leaves.of(state.moments[slot])
-        scales = _scales(state, slot, len(codes.leaves))
-        moments[slot] = codes.replaced(
-            [
-                decoded(how[path], k, c, s)
-                for path, c, s in zip(codes.paths, codes.leaves, scales, strict=True)
-            ]
-        )
+    for k, slot in enumerate(state.slots):
+        codes = state.codes(slot)
+        rows = zip(codes.paths, codes.leaves, _scales(state, slot, codes), strict=True)
+        each = [decoded(records[path], k, c, s) for path, c, s in rows]
+        moments[slot] = codes.replaced(each)
     return moments
 
 
@@ -52,7 +48,7 @@ def requantize(state: State, moments: dict[str, Any], count: Any = None) -> Stat
     """A state that is stored as another one, with other moments.
 
     Args:
-      state: tells how leaves are stored, for example a fresh one; not traced.
+      state: says how leaves are stored, for example a fresh one; not traced.
       moments: slot name to a tree like the parameters, as `dequantize` gives it.
       count: steps taken. Default None: those of `state`.
 
@@ -62,31 +58,28 @@ def requantize(state: State, moments: dict[str, Any], count: Any = None) -> Stat
     Raises:
       ValueError: if slots or trees are others.
     """
-    how = stored(state)
-    if set(moments) != set(state.moments):
+    records = records_of(state)
+    if set(moments) != set(state.slots):
         raise ValueError(
-            f"moments for {sorted(moments)}, but the state has {sorted(state.moments)}"
+            f"moments for {sorted(moments)}, but the state has {sorted(state.slots)}"
         )
-    codes, scales = {}, dict(state.scales)
-    for k, slot in enumerate(state.moments):
-        old, new = Leaves.of(state.moments[slot]), Leaves.of(moments[slot])
+    trees = {}
+    for k, slot in enumerate(state.slots):
+        old, new = state.codes(slot), Leaves.of(moments[slot])
         if old.paths != new.paths:
             raise ValueError(f"the tree of moments {slot!r} is not that of the state")
-        pairs = [
-            encoded(how[path], k, x, c)
-            for path, x, c in zip(old.paths, new.leaves, old.leaves, strict=True)
-        ]
+        rows = zip(old.paths, new.leaves, old.leaves, strict=True)
+        pairs = [encoded(records[path], k, x, c) for path, x, c in rows]
         placed = zip((c for c, _ in pairs), old.leaves, strict=True)
-        codes[slot] = old.replaced([_placed(c, like) for c, like in placed])
-        name = scale_name(slot)
-        if name in scales:
-            before = Leaves.of(scales[name])
+        trees[slot] = old.replaced([_placed(c, like) for c, like in placed])
+        before = state.scales(slot)
+        if before is not None:
             after = zip((s for _, s in pairs), before.leaves, strict=True)
-            scales[name] = before.replaced(
+            trees[scale_name(slot)] = before.replaced(
                 [b if s is None else _placed(s, b) for s, b in after]
             )
     taken = state.count if count is None else jnp.asarray(count, jnp.int32)
-    return State(taken, codes, scales, state.extra)
+    return state._replace(count=taken, **trees)
 
 
 def from_optax(state: State, optax_state: Any) -> State:
@@ -109,10 +102,10 @@ def from_optax(state: State, optax_state: Any) -> State:
     >>> ours = optim.from_optax(optim.adam(0.1).init(params), theirs)
     """
     try:
-        moments = {name: optax.tree.get(optax_state, name) for name in state.moments}
+        moments = {name: optax.tree.get(optax_state, name) for name in state.slots}
     except KeyError:
         raise ValueError(
-            f"the optax state has several {', '.join(state.moments)}: give the part "
+            f"the optax state has several {', '.join(state.slots)}: give the part "
             "that belongs to this optimizer"
         ) from None
     missing = [name for name, tree in moments.items() if tree is None]
@@ -122,7 +115,7 @@ def from_optax(state: State, optax_state: Any) -> State:
             "optimizer"
         )
     counts = [x for _, x in optax.tree.get_all_with_path(optax_state, "count")]
-    moments = {slot: _signed(slot, tree) for slot, tree in moments.items()}
+    moments = _signed(state, moments)
     made = requantize(state, moments, counts[0] if counts else None)
     return made._replace(extra=made.extra | _unknown_norms(state))
 
@@ -146,50 +139,51 @@ def to_optax(state: State, optax_state: _S) -> _S:
     >>> ours = optim.adam(0.1).init(params)
     >>> theirs = optim.to_optax(ours, optax.adam(0.1).init(params))
     """
-    moments = {slot: _signed(slot, tree) for slot, tree in dequantize(state).items()}
+    moments = _signed(state, dequantize(state))
     if optax.tree.get_all_with_path(optax_state, "count"):
         moments["count"] = state.count
     return optax.tree.set(optax_state, **moments)
 
 
-# optax's LARS multiplies by minus the learning rate on the way into its momentum.
-NEGATED = ("trace",)
-
-
-def _signed(slot: str, moments: Any) -> Any:
+def _signed(state: State, moments: dict[str, Any]) -> dict[str, Any]:
     """Moments of optax as Octavo has them, and the other way round."""
-    return jax.tree.map(jnp.negative, moments) if slot in NEGATED else moments
+    records = list(records_of(state).values())
+    negated = {slot.name for r in records[:1] for slot in r.slots if slot.negated}
+    return {
+        name: jax.tree.map(jnp.negative, tree) if name in negated else tree
+        for name, tree in moments.items()
+    }
 
 
-def decoded(how: StoredLeaf, slot: int, codes: Any, scales: Any) -> jax.Array:
-    """One moment of one leaf, which lies as its codes do."""
-    form, blocks = how.formats[slot], how.blocks
+def decoded(record: Storage, slot: int, codes: Any, scales: Any) -> jax.Array:
+    """One moment of one leaf, sharded like its codes."""
     free = freed(codes)
     with mesh_of(free), jax.numpy_dtype_promotion("standard"):  # wherever it is strict
-        moment = _decode_leaf(form, blocks, free, freed(scales))
+        moment = _decode(record, slot, free, freed(scales))
     return _placed(moment, codes)
 
 
 def encoded(
-    how: StoredLeaf, slot: int, moment: Any, like: Any
+    record: Storage, slot: int, moment: Any, like: Any
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Codes and scales of one moment of one leaf, of the type of other codes."""
-    if moment.shape != like.shape:
-        raise ValueError(f"a moment of shape {moment.shape} for one of {like.shape}")
+    """Codes and scales of one moment of one leaf, where other codes were."""
+    whole = record.slots[slot].shape or record.shape
+    if moment.shape != whole:
+        raise ValueError(f"a moment of shape {moment.shape} for one of {whole}")
     free = freed(moment)
     with mesh_of(free):
-        dtype = jnp.dtype(like.dtype)
-        return _encode_leaf(how.formats[slot], how.blocks, free, dtype)
+        codes, scales = _encode(record, slot, free)
+    return codes.astype(like.dtype), scales
 
 
-_decode_leaf = jax.jit(decode_leaf, static_argnums=(0, 1))
-_encode_leaf = jax.jit(encode_leaf, static_argnums=(0, 1, 3))
+_decode = jax.jit(Storage.decode, static_argnums=(0, 1))
+_encode = jax.jit(Storage.encode, static_argnums=(0, 1))
 
 
 def automatic(sharding: NamedSharding) -> NamedSharding:
     """The sharding with axes that XLA may partition.
 
-    Conversions reshape, which explicit axes forbid where blocks straddle shards.
+    Conversions reshape, which explicit axes forbid where blocks cross shards.
     """
     mesh: Any = sharding.mesh
     kinds = (AxisType.Auto,) * len(mesh.axis_names)
@@ -215,6 +209,6 @@ def _placed(x: jax.Array, like: Any) -> jax.Array:
     return jax.device_put(x, like.sharding) if isinstance(like, jax.Array) else x
 
 
-def _scales(state: State, slot: str, leaves: int) -> list[Any]:
-    tree = state.scales.get(scale_name(slot))
-    return [None] * leaves if tree is None else Leaves.of(tree).leaves
+def _scales(state: State, slot: str, codes: Leaves) -> list[Any]:
+    scales = state.scales(slot)
+    return [None] * len(codes.leaves) if scales is None else scales.leaves

@@ -1,20 +1,52 @@
 """LAMB: Adam whose step on each layer is as long as the layer's weights allow."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from octavo.pallas_kernels import Decay, Norms
+from octavo.pallas_kernels import Norms
 
-from .adam import adam_rule
+from .adam import ADAM, AdamNumbers
 from .checks import check_bool, check_bounds, check_not_negative
-from .fused import Transformation, fused
 from .options import Options, with_options
+from .stepping.transformation import Transformation, fused
 
 Bounds = tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class LambNumbers(AdamNumbers):
+    """Hyperparameters: Adam's, and the bounds of phi and of the ratio."""
+
+    trust_ratio_bounds: Bounds = None
+    ratio_bounds: Bounds = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_bool(
+            bias_correction=self.bias_correction, grad_averaging=self.grad_averaging
+        )
+        check_bounds(
+            trust_ratio_bounds=self.trust_ratio_bounds, ratio_bounds=self.ratio_bounds
+        )
+
+
+def _ratio(norm: Norms, decay: jax.Array, h: LambNumbers) -> jax.Array:
+    """arXiv 1904.00962 v5, algorithm 2."""
+    del decay
+    phi = _clamped(norm.p, h.trust_ratio_bounds)
+    r = _clamped(phi / norm.x, h.ratio_bounds)
+    return jnp.where((norm.p > 0.0) & (norm.x > 0.0), r, 1.0)
+
+
+def _clamped(x: jax.Array, bounds: Bounds) -> jax.Array:
+    return x if bounds is None else jnp.clip(x, *bounds)
+
+
+LAMB = replace(ADAM, decay="direction", ratio=_ratio, scales="direction")
 
 
 @with_options
@@ -85,26 +117,21 @@ def lamb(
     1.8000
     """
     check_not_negative(weight_decay=weight_decay)
-    check_bool(bias_correction=bias_correction, grad_averaging=grad_averaging)
-    check_bounds(trust_ratio_bounds=trust_ratio_bounds, ratio_bounds=ratio_bounds)
-
-    def ratio(norm: Norms, decay: jax.Array) -> jax.Array:
-        del decay
-        phi = _clamped(norm.p, trust_ratio_bounds)
-        r = _clamped(phi / norm.x, ratio_bounds)
-        return jnp.where((norm.p > 0.0) & (norm.x > 0.0), r, 1.0)
-
-    adam = adam_rule(
+    numbers = LambNumbers(
         b1,
         b2,
         eps,
-        Decay(weight_decay, joins="direction"),
-        bias_correction=bias_correction,
-        grad_averaging=grad_averaging,
+        bias_correction,
+        grad_averaging,
+        trust_ratio_bounds,
+        ratio_bounds,
     )
-    rule = replace(adam, ratio=ratio, scales="direction")
-    return fused(rule, learning_rate, options, mask=mask, adapt_mask=adapt_mask)
-
-
-def _clamped(x: jax.Array, bounds: Bounds) -> jax.Array:
-    return x if bounds is None else jnp.clip(x, *bounds)
+    return fused(
+        LAMB,
+        numbers,
+        learning_rate,
+        options,
+        weight_decay=weight_decay,
+        mask=mask,
+        adapt_mask=adapt_mask,
+    )

@@ -1,58 +1,44 @@
 """LARS: momentum whose gradients are as long as the layer's weights allow."""
 
-from dataclasses import replace
-from typing import Any, Literal, NamedTuple, Unpack
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Unpack
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from octavo.pallas_kernels import Decay, Norms, Rule, Slot
+from octavo.pallas_kernels import Norms, Slot
 
-from .checks import check_bool, check_fraction, check_not_negative, is_traced
-from .fused import Transformation, fused
+from .checks import check_bool, check_not_negative
 from .options import Options, with_options
+from .sgd import MomentumNumbers, momentum_rule
+from .stepping.transformation import Transformation, fused
 
 
-class _MomentumScalars(NamedTuple):
-    momentum: jax.Array
-    rate: jax.Array
-    weight: jax.Array
+@dataclass(frozen=True)
+class LarsNumbers(MomentumNumbers):
+    """Hyperparameters: of the momentum, and of the ratio."""
+
+    trust_coefficient: Any = 0.001
+    eps: Any = 0.0
+    decay_norm: str = "together"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_not_negative(trust_coefficient=self.trust_coefficient, eps=self.eps)
+        if self.decay_norm not in ("together", "apart"):
+            raise ValueError(
+                f"decay_norm={self.decay_norm!r} must be 'together' or 'apart'"
+            )
 
 
-def momentum_rule(
-    momentum: Any,
-    dampening: Any = 0.0,
-    nesterov: bool = False,
-    decay: Decay | None = None,
-    *,
-    rate_first: bool = False,
-) -> Rule:
-    """Gradient descent with momentum; `rate_first`: of gradients times their rate.
-
-    The first gradient enters undampened, as in torch.
-    """
-    check_fraction(momentum=momentum, dampening=dampening)
-
-    def scalars(t: jax.Array, learning_rate: jax.Array) -> _MomentumScalars:
-        rate = learning_rate if rate_first else jnp.ones_like(learning_rate)
-        weight = jnp.where(t > 1.0, 1.0 - jnp.asarray(dampening, jnp.float32), 1.0)
-        return _MomentumScalars(jnp.asarray(momentum, jnp.float32), rate, weight)
-
-    def direction(
-        g: jax.Array,
-        p: jax.Array | None,
-        slots: tuple[jax.Array, ...],
-        s: _MomentumScalars,
-    ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-        del p
-        (m,) = slots
-        g = s.rate * g
-        m = s.momentum * m + s.weight * g
-        return (g + s.momentum * m if nesterov else m), (m,)
-
-    slots = (Slot("trace", signed=True),)
-    return Rule(slots, scalars, direction, decay=decay, rate_first=rate_first)
+def _ratio(norm: Norms, decay: jax.Array, h: LarsNumbers) -> jax.Array:
+    """arXiv 1708.03888, algorithm 1."""
+    length = norm.x
+    if h.decay_norm == "apart" and norm.g is not None:
+        length = norm.g + decay * norm.p
+    r = h.trust_coefficient * norm.p / (length + h.eps)
+    return jnp.where((norm.p > 0.0) & (length > 0.0), r, 1.0)
 
 
 @with_options
@@ -67,7 +53,7 @@ def lars(
     dampening: float = 0.0,
     nesterov: bool = False,
     decay_norm: Literal["together", "apart"] = "together",
-    learning_rate_first: bool | None = None,
+    learning_rate_first: bool = True,
     **options: Unpack[Options],
 ) -> Transformation:
     r"""LARS, for large batches, whose momentum takes 8 bits.
@@ -82,9 +68,8 @@ def lars(
     with the norms of one layer, and r = 1 where either is 0. Published implementations
     differ: `optim.preset` has them by name.
 
-    With the option `max_unorm` it is bitsandbytes' LARS instead: no trust ratio, but a
-    step of momentum at most `max_unorm` times as long as the weights, times the
-    learning rate.
+    The option `max_unorm` is refused: a limit in place of the ratio is bitsandbytes'
+    LARS, `optim.preset("lars-bitsandbytes", learning_rate)`.
 
     Args:
       learning_rate: number or schedule; it may change without recompiling.
@@ -102,8 +87,8 @@ def lars(
       decay_norm: `"together"`: r divides by the norm of g' (optax); `"apart"`: by the
         norm of g plus lambda times that of p, as in the paper.
       learning_rate_first: whether the learning rate multiplies the gradients on their
-        way into m (the paper, optax), or the step (torch, braintools). The two differ
-        where it changes. Default None: first, but not with `max_unorm`.
+        way into m (the paper, optax; the default), or the step (torch, braintools). The
+        two differ where it changes.
       **options: how state is stored and where the step runs, see
         `octavo.optim.Options`; `layer_axes` if layers are stacked.
 
@@ -128,50 +113,30 @@ def lars(
     >>> print(f"{params['w'][0, 0]:.4f}")
     1.8000
     """
-    check_not_negative(
-        weight_decay=weight_decay, trust_coefficient=trust_coefficient, eps=eps
-    )
-    limited = options.get("max_unorm") is not None
-    _check_combination(momentum, dampening, nesterov, decay_norm)
-    if limited and learning_rate_first:
+    check_not_negative(weight_decay=weight_decay)
+    check_bool(nesterov=nesterov, learning_rate_first=learning_rate_first)
+    limit = options.get("max_unorm")
+    if limit is not None:
         raise ValueError(
-            "learning_rate_first=True with max_unorm: the limit is on the step before "
-            "the learning rate; leave learning_rate_first out"
+            f"max_unorm={limit}: LARS' ratio sets the length of a step "
+            "already. Leave max_unorm out, or write optim.preset('lars-bitsandbytes', "
+            "learning_rate, max_unorm=...), which has no ratio"
         )
-    rate_first = not limited if learning_rate_first is None else learning_rate_first
-    check_bool(nesterov=nesterov, learning_rate_first=rate_first)
-
-    def ratio(norm: Norms, decay: jax.Array) -> jax.Array:
-        length = norm.x
-        if decay_norm == "apart":
-            assert norm.g is not None
-            length = norm.g + decay * norm.p
-        r = trust_coefficient * norm.p / (length + eps)
-        return jnp.where((norm.p > 0.0) & (length > 0.0), r, 1.0)
-
-    rule = momentum_rule(
-        momentum,
-        dampening,
-        nesterov,
-        Decay(weight_decay, joins="gradient"),
-        rate_first=rate_first,
+    numbers = LarsNumbers(momentum, dampening, trust_coefficient, eps, decay_norm)
+    rule = replace(
+        momentum_rule(numbers, nesterov, rate_first=learning_rate_first),
+        # optax' LARS multiplies by minus the learning rate on the way into m.
+        slots=(Slot("trace", signed=True, negated=learning_rate_first),),
+        decay="gradient",
+        ratio=_ratio,
+        scales="gradient",
     )
-    if not limited:
-        rule = replace(rule, ratio=ratio, scales="gradient")
-    return fused(rule, learning_rate, options, mask=mask, adapt_mask=adapt_mask)
-
-
-def _check_combination(
-    momentum: Any, dampening: Any, nesterov: bool, decay_norm: str
-) -> None:
-    if decay_norm not in ("together", "apart"):
-        raise ValueError(f"decay_norm={decay_norm!r} must be 'together' or 'apart'")
-    for name, value, wrong in (
-        ("momentum", momentum, lambda x: x == 0),
-        ("dampening", dampening, lambda x: x != 0),
-    ):
-        if nesterov and not is_traced(value) and wrong(value):
-            raise ValueError(
-                f"nesterov=True with {name}={value}: it needs momentum above 0 and "
-                "dampening 0"
-            )
+    return fused(
+        rule,
+        numbers,
+        learning_rate,
+        options,
+        weight_decay=weight_decay,
+        mask=mask,
+        adapt_mask=adapt_mask,
+    )

@@ -1,8 +1,15 @@
-"""Options that every optimizer takes."""
+"""Options that every optimizer takes, and the same once they are checked."""
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeAlias, TypedDict, TypeVar
+
+import jax
+
+from octavo.pallas_kernels import BACKENDS, FORMATS, Format, Slot
+
+from .checks import check_block_size, check_bool, check_int, check_positive
 
 _T = TypeVar("_T")
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -47,13 +54,16 @@ class Options(TypedDict, total=False):
       record_norms: keep the last step's norms and ratios in the state, for
         `octavo.optim.last_norms`. Optimizers with a trust ratio compute them anyway;
         others take a second pass over their state. Default False.
-      sharding: how parameters lie on the devices: a tree of `NamedSharding` like them,
-        as `jax.tree.map(lambda p: p.sharding, params)` gives (or a prefix; or
-        PartitionSpecs, within `jax.set_mesh`). Default None: the types of the arrays
-        tell where the mesh has explicit axes, as `jax.make_mesh` gives it; on several
-        devices where they do not, the step is left to XLA.
-      backend: `"xla"`, `"tpu"` or `"triton"`. Default None: the kernel of the device
-        that JAX uses, and XLA for small, 1-D and unquantized leaves.
+      sharding: of the parameters: a tree of `NamedSharding` like them, as
+        `jax.tree.map(lambda p: p.sharding, params)` gives (or a prefix; or
+        PartitionSpecs, within `jax.set_mesh`). Default None: it is read off the types
+        of the arrays where the mesh has explicit axes, as `jax.make_mesh` gives it; on
+        several devices with other axes, the step is left to XLA.
+      backend: `"xla"`, `"tpu"` or `"triton"`, per leaf. A kernel that is named and
+        cannot take a quantized leaf is an error (but leaves whose blocks cross shards,
+        of which a warning says what fits). Default None: the kernel of the device
+        that JAX uses, and XLA for leaves that it does not take, and for those that are
+        not quantized; `octavo.optim.explain` shows which.
       seed: int, of the unbiased rounding; the random numbers are a function of it, the
         step, and the position in the tree. Default 0.
     """
@@ -70,8 +80,123 @@ class Options(TypedDict, total=False):
     skip_nonfinite: bool
     record_norms: bool
     sharding: Any
-    backend: str | None
+    backend: PerLeaf[str | None]
     seed: int
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Checked `Options`, with their defaults."""
+
+    state: PerLeaf[StateFormat] = "8bit"
+    min_quantized_size: int = 4096
+    block_size: PerLeaf[int] = 32
+    block_axis: PerLeaf[int | None] = None
+    layer_axes: Any = None
+    grad_clip_norm: Any = None
+    grad_clip_value: Any = None
+    percentile_clipping: int | None = None
+    max_unorm: Any = None
+    skip_nonfinite: bool = False
+    record_norms: bool = False
+    sharding: Any = None
+    backend: PerLeaf[str | None] = None
+    seed: int = 0
+
+    @classmethod
+    def of(cls, options: Options, slots: tuple[Slot, ...]) -> "Settings":
+        """Check options.
+
+        Raises:
+          TypeError: for an option that does not exist.
+          ValueError: for a value that is not allowed.
+        """
+        known = [f.name for f in fields(cls)]
+        for name in options:
+            if name not in known:
+                raise TypeError(
+                    f"unknown option {name!r}; the options are {', '.join(known)}"
+                )
+        given = {name: value for name, value in options.items() if value is not None}
+        settings = cls(**given)  # type: ignore[arg-type]
+        if not callable(settings.backend):
+            settings.backend_of("")
+        if not callable(settings.state):
+            settings.formats("", slots)
+        if not callable(settings.block_size):
+            check_block_size(settings.block_size, "")
+        for name in ("min_quantized_size", "seed"):
+            check_int(name, getattr(settings, name))
+        check_positive(
+            grad_clip_norm=settings.grad_clip_norm,
+            grad_clip_value=settings.grad_clip_value,
+            max_unorm=settings.max_unorm,
+        )
+        check_bool(
+            skip_nonfinite=settings.skip_nonfinite, record_norms=settings.record_norms
+        )
+        if isinstance(settings.layer_axes, jax.Array):
+            check_int("layer_axes", settings.layer_axes)
+        if settings.percentile_clipping is not None:
+            _check_percentile(settings.percentile_clipping)
+            if settings.percentile_clipping == 100:
+                settings = replace(settings, percentile_clipping=None)
+        return settings
+
+    @property
+    def clips_norms(self) -> bool:
+        """Whether the norms of gradients limit them."""
+        return self.grad_clip_norm is not None or self.percentile_clipping is not None
+
+    def backend_of(self, path: str) -> str | None:
+        """The backend that the user wants for a leaf."""
+        name = self.backend(path) if callable(self.backend) else self.backend
+        if name is not None and name not in BACKENDS:
+            raise ValueError(
+                f"unknown backend {name!r}{at(path)}; known are {_listed(BACKENDS)}, "
+                "or None for the best one"
+            )
+        return name
+
+    def formats(self, path: str, slots: tuple[Slot, ...]) -> tuple[Format, ...]:
+        """The formats that the option `state` gives to the slots of a leaf."""
+        state = self.state(path) if callable(self.state) else self.state
+        names = [slot.name for slot in slots]
+        if isinstance(state, str):
+            _check_format(state, path)
+            state = dict.fromkeys(names, state)
+        if not isinstance(state, Mapping) or set(state) != set(names):
+            raise ValueError(
+                f"state={state!r}{at(path)}: give one format, or one for each slot, "
+                f"like {(dict.fromkeys(names, '8bit'))}"
+            )
+        for name in state.values():
+            _check_format(name, path)
+        return tuple(FORMATS[state[slot.name]](slot.signed) for slot in slots)
+
+
+def at(path: str) -> str:
+    """For errors: the leaf, if it is one of several."""
+    return f" for {path!r}" if path else ""
+
+
+def _check_format(name: Any, path: str) -> None:
+    if name not in FORMATS:
+        raise ValueError(
+            f"unknown state format {name!r}{at(path)}; known are {_listed(FORMATS)}"
+        )
+
+
+def _check_percentile(percentile: Any) -> None:
+    check_int("percentile_clipping", percentile)
+    if not 1 <= percentile <= 100:
+        raise ValueError(
+            f"percentile_clipping={percentile} must be from 1 to 100 (100: no clipping)"
+        )
+
+
+def _listed(names: Mapping[str, Any]) -> str:
+    return ", ".join(repr(name) for name in names)
 
 
 def with_options(optimizer: _F) -> _F:

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import optax
 
 from .adam import adamw
-from .fused import Transformation
 from .lamb import lamb
 from .lars import lars
+from .sgd import sgd
+from .stepping.transformation import Transformation
 
 
 @dataclass(frozen=True)
@@ -91,9 +92,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             {"adapt_mask": True, "eps": 1e-8, "learning_rate_first": False},
             "braintools 0.3 Lars",
         ),
-        "lars-bitsandbytes": Preset(
-            lars, {"max_unorm": 0.02}, "bitsandbytes 0.50 LARS"
-        ),
+        "lars-bitsandbytes": Preset(sgd, {"max_unorm": 0.02}, "bitsandbytes 0.50 LARS"),
     }
 )
 
@@ -108,7 +107,7 @@ def preset(
     Args:
       name: a key of `octavo.optim.PRESETS`, for example "lamb-nvidia".
       learning_rate: number or schedule.
-      **arguments: of the optimizer behind it (`lamb`, `lars` or `adamw`) and its
+      **arguments: of the optimizer behind it (`lamb`, `lars`, `adamw` or `sgd`) and its
         options; they override the preset's.
 
     Raises:

@@ -1,10 +1,11 @@
-"""Shapes: how a leaf is cut into blocks and layers, and the views that tiles need.
+"""Shapes: the blocks and layers of a leaf, and the views that tiles need.
 
 Both follow from its global shape alone, so that the numbers do not depend on the mesh.
 """
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +18,12 @@ _BLOCKS_OF_SMALL_LEAF = 16
 
 @dataclass(frozen=True)
 class Blocks:
-    """How a leaf is cut: `size` consecutive values along `axis` share a scale.
+    """The blocks of a leaf: `size` consecutive values along `axis` share a scale.
 
-    The last block may be partial. `axis` is None for 0-d leaves. What lies at one
-    index of the axes `layers` is a layer, and has norms and a ratio of its own; a leaf
-    without such axes is one layer. `whole` is the global shape where this is a shard.
+    The last block may be partial. `axis` is None for 0-d leaves. The values at one
+    index of the axes `layers` are a layer, and have norms and a ratio of their own; a
+    leaf without such axes is one layer. `whole` is the global shape where this is a
+    shard.
     """
 
     shape: tuple[int, ...]
@@ -30,29 +32,35 @@ class Blocks:
     layers: tuple[int, ...] = ()
     whole: tuple[int, ...] | None = None
 
-    @property
+    @cached_property
+    def within(self) -> int:
+        """After `split`, the axis within a block."""
+        assert self.axis is not None
+        return self.axis + 1
+
+    @cached_property
     def count(self) -> int:
         """Blocks along the blocked axis."""
         return 1 if self.axis is None else -(-self.shape[self.axis] // self.size)
 
-    @property
+    @cached_property
     def scale_shape(self) -> tuple[int, ...]:
         """The leaf's shape with the blocked axis shortened to one value per block."""
         if self.axis is None:
             return self.shape
         return (*self.shape[: self.axis], self.count, *self.shape[self.axis + 1 :])
 
-    @property
+    @cached_property
     def layer_count(self) -> int:
         """Layers in the leaf."""
         return math.prod(self.shape[k] for k in self.layers)
 
-    @property
+    @cached_property
     def layer_shape(self) -> tuple[int, ...]:
         """The leaf's shape with everything within a layer shortened to one value."""
         return tuple(n if k in self.layers else 1 for k, n in enumerate(self.shape))
 
-    @property
+    @cached_property
     def strides(self) -> tuple[int, ...]:
         """Row-major strides of the whole leaf, in values."""
         shape = self.shape if self.whole is None else self.whole

@@ -7,25 +7,11 @@ are equal on every device.
 """
 
 import zlib
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-
-
-class Noise(NamedTuple):
-    """What the random numbers of one leaf in one step start from: int32 scalars.
-
-    Args:
-      key: from `key`.
-      origin: position in the whole leaf of the first value of this shard of it,
-        modulo 2**32; 0 for a whole leaf.
-    """
-
-    key: jax.Array
-    origin: jax.Array
 
 
 def _int32(constant: int) -> np.int32:
@@ -52,11 +38,24 @@ def finalize(x: jax.Array) -> jax.Array:
     return x ^ lax.shift_right_logical(x, np.int32(16))
 
 
-def key(seed: int, count: jax.Array, path: str) -> jax.Array:
-    """int32 scalar that stands for (seed, step, leaf)."""
-    leaf = _int32(zlib.crc32(path.encode()))
+def step_key(seed: int, count: jax.Array) -> jax.Array:
+    """int32 scalar that stands for (seed, step)."""
     start = np.int32(seed & 0x7FFFFFFF) * jnp.int32(1)
-    return finalize(finalize(finalize(start) ^ count.astype(jnp.int32)) ^ leaf)
+    return finalize(finalize(start) ^ count.astype(jnp.int32))
+
+
+def leaf_number(path: str) -> np.int32:
+    """What stands for a leaf."""
+    return _int32(zlib.crc32(path.encode()))
+
+
+def leaf_key(step: jax.Array, leaf: jax.Array) -> jax.Array:
+    """int32 scalar that stands for (seed, step, leaf).
+
+    Taken inside the kernels: outside, it would be a dozen operations for each leaf,
+    which XLA compiles for longer than the kernels themselves.
+    """
+    return finalize(step ^ leaf)
 
 
 def uniform(key: jax.Array, slot: int, position: jax.Array) -> jax.Array:

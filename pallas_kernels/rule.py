@@ -5,44 +5,37 @@ arrays. Formats decide how moments are stored, backends where the function runs;
 neither knows which algorithm it serves, and a `Rule` knows neither of them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 
 Tiles: TypeAlias = tuple[jax.Array, ...]
-Direction: TypeAlias = Callable[
-    [jax.Array, jax.Array | None, Tiles, Any], tuple[jax.Array, Tiles]
-]
+Shape: TypeAlias = tuple[int, ...]
+Direction: TypeAlias = Callable[[jax.Array, Tiles, Any], tuple[jax.Array, Tiles]]
+Joins: TypeAlias = Literal["gradient", "direction", "update"]
 
 
 class Slot(NamedTuple):
     """One moment that a rule keeps for every parameter.
 
     Args:
-      name: key of the moment in the state, as in optax (`mu`, `nu`).
+      name: field of the moment in the state, as in optax (`mu`, `nu`).
       signed: whether values may be negative. Unsigned slots hold second moments,
         which are divided by: their formats never store a non-zero value as zero.
+      initial: the value that every moment starts with.
+      shape: of the moment, from that of its parameter: of the same rank, such as
+        `lambda shape: (shape[0], 1)` for one value in each row. Such a slot is never
+        quantized. Default None: the parameter's own.
+      negated: whether optax keeps the same moment with the other sign.
     """
 
     name: str
     signed: bool
-
-
-@dataclass(frozen=True)
-class Decay:
-    """Weight decay: `value` times p is added, and where it joins makes its kind.
-
-    Args:
-      value: the factor of p.
-      joins: `"gradient"`: before the moments, as L2 regularization does (LARS, SGD);
-        `"direction"`: after the moments, measured and scaled by the ratio (LAMB);
-        `"update"`: after the ratio, decoupled from both (AdamW).
-    """
-
-    value: Any
-    joins: Literal["gradient", "direction", "update"]
+    initial: float = 0.0
+    shape: Callable[[Shape], Shape] | None = None
+    negated: bool = False
 
 
 class Norms(NamedTuple):
@@ -68,34 +61,57 @@ class Rule:
 
         g = g + decay p                            if the decay joins the gradient
         g = ratio(|p|, |g|) g                      if it scales the gradient
-        u, slots = direction(g, p, slots, scalars(t, learning_rate))
+        u, slots = direction(g, slots, scalars(t, learning_rate, h))
         u = u + decay p                            if it joins the direction
         u = ratio(|p|, |u|) u                      if it scales the direction
         u = u + decay p                            if it joins the update
         p = p - learning_rate u                    (p - u where `rate_first`)
 
+    A rule holds functions of a module and constants, and no number that may change: it
+    is hashable, and what is compiled for it is compiled once. Hyperparameters `h` are
+    the optimizer's.
+
     Args:
       slots: the moments, in the order in which `direction` takes and returns them.
-      scalars: step number t (float32, from 1) and learning rate to a tuple of float32
-        scalars. They are computed once per step, outside any kernel, and reach it as
-        operands, so that a changed hyperparameter never recompiles.
-      direction: `(g, p, slots, scalars) -> (u, slots)` on arrays of any one shape;
-        elementwise. `p` may be None where `needs_params` is False.
-      needs_params: whether `direction` reads p.
-      decay: weight decay, or None.
-      ratio: a factor for each layer from its norms and its weight decay (0 where it has
-        none); None: 1.
+      scalars: step number t (float32, from 1), learning rate and hyperparameters to a
+        tuple of float32 scalars. They are computed once per step, outside any kernel,
+        and reach it as operands, so that a changed hyperparameter never recompiles.
+      direction: `(g, slots, scalars) -> (u, slots)` on arrays of any one shape;
+        elementwise.
+      decay: where weight decay, a multiple of p, joins: the `"gradient"`, before the
+        moments, as L2 regularization does (LARS, SGD); the `"direction"`, measured and
+        scaled by the ratio (LAMB); the `"update"`, decoupled from both (AdamW). None:
+        there is none.
+      ratio: `(norms, decay, h)` to a factor for each layer (the decay is 0 where a leaf
+        has none); None: 1.
       scales: what the ratio multiplies, and whose norm is `Norms.x`: the
         `"gradient"`, with its decay, on its way into the moments (LARS), or the
         `"direction"` (LAMB).
       rate_first: whether `direction` has already multiplied by the learning rate.
+
+    Raises:
+      ValueError: for names of slots that a state cannot have.
     """
 
-    slots: Sequence[Slot]
-    scalars: Callable[[jax.Array, jax.Array], tuple[jax.Array, ...]]
+    slots: tuple[Slot, ...]
+    scalars: Callable[[jax.Array, jax.Array, Any], tuple[jax.Array, ...]]
     direction: Direction
-    needs_params: bool = False
-    decay: Decay | None = None
-    ratio: Callable[[Norms, jax.Array], jax.Array] | None = None
+    decay: Joins | None = None
+    ratio: Callable[[Norms, jax.Array, Any], jax.Array] | None = None
     scales: Literal["gradient", "direction"] = "direction"
     rate_first: bool = False
+
+    def __post_init__(self) -> None:
+        names = [slot.name for slot in self.slots]
+        for name in names:
+            taken = name in ("count", "extra") or name.endswith("_scale")
+            if taken or not name.isidentifier() or names.count(name) > 1:
+                raise ValueError(
+                    f"a slot cannot be called {name!r}: give each a Python name of its "
+                    "own, other than 'count' and 'extra', that does not end in '_scale'"
+                )
+
+    @property
+    def scaled(self) -> Literal["gradient", "direction"] | None:
+        """What is multiplied by a ratio; None if nothing is."""
+        return None if self.ratio is None else self.scales

@@ -31,6 +31,11 @@ def backend_of(target: str) -> str:
 
 def compile_for(target: str, function: Any, *args: Any, donate: Any = ()) -> Any:
     """The compiled program of a function of abstract arguments."""
+    return lower_for(target, function, *args, donate=donate).compile()
+
+
+def lower_for(target: str, function: Any, *args: Any, donate: Any = ()) -> Any:
+    """What the compiler of the target is given."""
     device = sharding(target)
     placed = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), args
@@ -41,4 +46,4 @@ def compile_for(target: str, function: Any, *args: Any, donate: Any = ()) -> Any
     mesh = Mesh([one], ("x",), axis_types=(AxisType.Auto,))
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         traced = jax.jit(function, donate_argnums=donate).trace(*placed)
-        return traced.lower(lowering_platforms=(platform,)).compile()
+        return traced.lower(lowering_platforms=(platform,))

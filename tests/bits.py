@@ -5,6 +5,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from octavo import optim
+
 
 def assert_same_bits(a: Any, b: Any) -> None:
     """Trees of the same structure; leaves of the same types, shapes and bits."""
@@ -14,6 +16,11 @@ def assert_same_bits(a: Any, b: Any) -> None:
         x, y = bits(x), bits(y)
         assert (x.dtype, x.shape) == (y.dtype, y.shape), jax.tree_util.keystr(path)
         assert x.tobytes() == y.tobytes(), jax.tree_util.keystr(path)
+
+
+def moments(state: optim.State) -> dict[str, Any]:
+    """The moments of a state as they are stored, by slot."""
+    return {slot: getattr(state, slot) for slot in state.slots}
 
 
 def bits(x: Any) -> np.ndarray:

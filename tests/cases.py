@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from octavo import optim
+from octavo.pallas_kernels import Slot
 
 
 class RuleCase(NamedTuple):
@@ -23,8 +24,9 @@ class RuleCase(NamedTuple):
       optax: makes the other.
       kwargs: for both, and for the formula.
       numpy: `(p, grads, lr, **kwargs)` to the last p, in float64.
-      kernels: passes over a leaf in one step.
+      kernels: passes over a leaf in one step; 2 where a ratio is measured first.
       pure: whether the moments depend on gradients alone, not on parameters.
+      max_unorm: whether it takes the option of that name.
     """
 
     ours: Callable[..., optim.Transformation]
@@ -33,6 +35,12 @@ class RuleCase(NamedTuple):
     numpy: Callable[..., Any]
     kernels: int = 1
     pure: bool = True
+    max_unorm: bool = True
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """The moments that it keeps."""
+        return self.ours(1.0, **self.kwargs).optimizer.rule.slots
 
 
 def adamw_float64(
@@ -95,6 +103,32 @@ def lars_float64(
     return p
 
 
+def sgd_float64(
+    p: np.ndarray,
+    grads: list[np.ndarray],
+    lr: float,
+    weight_decay: float,
+    momentum: float = 0.9,
+) -> np.ndarray:
+    """Polyak's heavy ball with L2 regularization, as in torch, in float64."""
+    momentum = float(np.float32(momentum))
+    p, m = p.astype(np.float64), np.zeros(p.shape)
+    for g in grads:
+        m = momentum * m + g + weight_decay * p
+        p = p - lr * m
+    return p
+
+
+def sgd_of_optax(
+    learning_rate: float, weight_decay: float, momentum: float = 0.9
+) -> optax.GradientTransformation:
+    """What optax has instead of the argument `weight_decay`."""
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay),
+        optax.sgd(learning_rate, momentum=momentum),
+    )
+
+
 RULES: dict[str, RuleCase] = {
     "adam": RuleCase(optim.adam, optax.adam, {}, adamw_float64),
     "adam-b2": RuleCase(optim.adam, optax.adam, {"b1": 0.8, "b2": 0.95}, adamw_float64),
@@ -111,8 +145,19 @@ RULES: dict[str, RuleCase] = {
         lars_float64,
         kernels=2,
         pure=False,
+        max_unorm=False,
+    ),
+    "sgd": RuleCase(
+        optim.sgd, sgd_of_optax, {"weight_decay": 0.1}, sgd_float64, pure=False
     ),
 }
+# For tests that are slow: one row of each optimizer, and those that have a ratio.
+OPTIMIZERS: list[str] = [
+    name
+    for name, case in RULES.items()
+    if name == next(first for first, x in RULES.items() if x.ours is case.ours)
+]
+ADAPTING: list[str] = [name for name in OPTIMIZERS if RULES[name].kernels > 1]
 
 
 class FormatCase(NamedTuple):

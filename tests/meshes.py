@@ -1,5 +1,6 @@
-"""Meshes of eight devices, and a tree with a leaf for every way to lie on one."""
+"""Meshes of eight devices, and a tree with a leaf for every way to be sharded."""
 
+import dataclasses
 import math
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple, TypeAlias
@@ -10,11 +11,13 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from octavo.pallas_kernels import Blocks
+
 Tree: TypeAlias = dict[str, Any]
 
 
 class LeafCase(NamedTuple):
-    """A leaf, how it lies on a mesh of "d" and "m", and how its state is stored."""
+    """A leaf, how it is sharded over axes "d" and "m", and how its state is stored."""
 
     shape: tuple[int, ...]
     spec: P
@@ -84,7 +87,7 @@ def mesh_of(name: str, axes: str) -> jax.sharding.Mesh:
 
 
 def on(mesh: jax.sharding.Mesh, names: Collection[str] = tuple(LEAVES)) -> Tree:
-    """How the leaves lie there: their specs, less the axes that the mesh lacks."""
+    """Their shardings there: their specs, less the axes that the mesh lacks."""
 
     def kept(axis: Any) -> tuple[str, ...]:
         given = axis if isinstance(axis, tuple) else (axis,)
@@ -94,8 +97,14 @@ def on(mesh: jax.sharding.Mesh, names: Collection[str] = tuple(LEAVES)) -> Tree:
     return {name: NamedSharding(mesh, spec) for name, spec in specs.items()}
 
 
+def shard_of(blocks: Blocks, sharding: NamedSharding) -> Blocks:
+    """The blocks of one shard of a leaf."""
+    shape = sharding.shard_shape(blocks.shape)
+    return dataclasses.replace(blocks, shape=shape, whole=blocks.shape)
+
+
 def given(axes: str, shardings: Any) -> dict[str, Any]:
-    """The options that axes of this type need: none, where types tell."""
+    """The options that axes of this type need: none, where types say it."""
     return {} if axes == "explicit" else {"sharding": shardings}
 
 

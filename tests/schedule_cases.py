@@ -6,6 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from schedule_formulas import (
     cyclic,
     half_cosine,
@@ -268,3 +271,21 @@ OTHER_CASES += [
 ]
 
 ALL_CASES = TORCH_CASES + OTHER_CASES
+
+
+# Falls, stalls, rises, jumps and stalls again, through zero and with a NaN.
+_STEPS = np.arange(90)
+METRIC = np.exp(-_STEPS / 12) + 0.02 * np.sin(_STEPS * 1.7) - 0.3 * (_STEPS > 50)
+METRIC[70] = np.nan
+
+
+def rates_of(base_lr: float, values: np.ndarray, **options) -> np.ndarray:
+    """The learning rate after each value, from updates of ones."""
+    tx = s.ReduceLROnPlateau(base_lr, **options)
+
+    def step(state: s.PlateauState, value: jax.Array):
+        updates, state = tx.update(jnp.full(2, base_lr), state, value=value)
+        return state, updates[0]
+
+    values = jnp.asarray(values, jnp.float32)
+    return np.asarray(jax.lax.scan(step, tx.init(jnp.ones(2)), values)[1])

@@ -1,64 +1,62 @@
 """The kernels compute what XLA computes: in both interpreters, on every format."""
 
-import functools
 import warnings
-from types import ModuleType
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
-from jax.experimental.pallas import tpu as pltpu
 
 from octavo import optim
-from octavo.optim.adam import adam_rule
-from octavo.pallas_kernels import FORMATS as KERNEL_FORMATS
-from octavo.pallas_kernels import (
-    Decay,
-    Leaf,
-    Noise,
-    Program,
-    Scalars,
-    backends,
-    blocks_of,
-    key,
+from octavo.optim import checks
+from octavo.pallas_kernels import PLATFORMS, Leaf, choose
+from octavo.pallas_kernels.backends import _memory
+
+from cases import FORMATS, OPTIMIZERS, RULES, SHAPES, params_and_grads
+from kernels import (
+    BACKENDS,
+    INTERPRETERS,
+    expect_equal_up_to_contraction,
+    interpreted,
+    leaf_of,
+    program_of,
 )
-from octavo.pallas_kernels.backends import tpu, triton, xla
 
-from cases import FORMATS, SHAPES, params_and_grads
-
-RULE = adam_rule(0.9, 0.999, 1e-8, Decay(0.1, joins="update"))
-BACKENDS: dict[str, tuple[ModuleType, Any]] = {
-    "tpu-interpreter": (tpu, True),
-    "tpu-simulator": (tpu, pltpu.InterpretParams()),
-    "triton-interpreter": (triton, True),
-}
+# For all formats and shapes: two moments, and decay. The others take one leaf each.
+USUAL = "adamw"
 
 
-def run(backend: Any, program: Program, blocks: Any, p: Any, grads: list[Any]) -> Leaf:
-    """A few steps from zero state."""
-    leaf = Leaf(
-        None,
-        p,
-        tuple(jnp.zeros(p.shape, f.dtype) for f in program.formats),
-        tuple(
-            jnp.zeros(blocks.scale_shape, jnp.bfloat16) if f.quantized else None
-            for f in program.formats
-        ),
-    )
+def make(rule: str, **options: Any) -> optim.Transformation:
+    """A row of `RULES`, at a usual rate, that quantizes every leaf."""
+    case = RULES[rule]
+    return case.ours(0.01, **case.kwargs, min_quantized_size=0, **options)
 
-    @jax.jit
-    def step(leaf: Leaf, t: jax.Array) -> Leaf:
-        rate, t32 = jnp.float32(0.01), t.astype(jnp.float32)
-        scalars = Scalars(rate, RULE.scalars(t32, rate), decay=jnp.float32(0.1))
-        noise = Noise(key(0, t, "leaf"), jnp.int32(0))
-        return backend(program, blocks, leaf, scalars, noise)
 
-    for t, g in enumerate(grads, 1):
-        leaf = step(leaf._replace(g=g), jnp.int32(t))
-    return leaf
+def run(
+    tx: optim.Transformation, shape: tuple[int, ...], steps: int, in_place: bool = True
+) -> Leaf:
+    """What a few steps from zero state make of a leaf, the last one maybe an update."""
+    p, grads = params_and_grads(shape, steps)
+    state, step = tx.init(p), jax.jit(tx.step)
+    for g in grads[:-1]:
+        p, state = step(g, state, p)
+    out, state = jax.jit(tx.step if in_place else tx.update)(grads[-1], state, p)
+    return leaf_of(out, state) if in_place else leaf_of(None, state, g=out)
+
+
+def expect_equal_to_xla(
+    backend: str, rule: str, shape: tuple[int, ...], in_place: bool, **options: Any
+) -> None:
+    """A backend's leaf is that of XLA after some steps.
+
+    One where moments see parameters: a last bit of those is one of theirs next time.
+    """
+    steps = 3 if in_place and RULES[rule].pure else 1
+    leaves = [
+        run(make(rule, backend=name, **options), shape, steps, in_place)
+        for name in (backend, "xla")
+    ]
+    expect_equal_up_to_contraction(*leaves)
 
 
 # The simulator is slow: it takes the default format, in place.
@@ -67,111 +65,162 @@ CASES = [
     for name in BACKENDS
     for state in FORMATS
     for in_place in (True, False)
-    if name != "tpu-simulator" or (state == "8bit" and in_place)
+    if name in INTERPRETERS or (state == "8bit" and in_place)
 ]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize(("name", "state", "in_place"), CASES)
 def test_kernel_equals_xla(
-    name: str, state: str, shape: tuple[int, ...], in_place: bool
+    name: str,
+    state: str,
+    shape: tuple[int, ...],
+    in_place: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    module, interpret = BACKENDS[name]
-    formats = tuple(KERNEL_FORMATS[state](s.signed) for s in RULE.slots)
-    program = Program(RULE, formats, in_place)
-    blocks = blocks_of(shape)
-    p, grads = params_and_grads(shape, steps=3 if in_place else 1)
-    kernel = functools.partial(module.leaf_step, interpret=interpret)
-    got = run(kernel, program, blocks, p, grads)
-    expected = run(xla.leaf_step, program, blocks, p, grads)
-    expect_equal_up_to_contraction(got, expected)
+    backend = interpreted(name, monkeypatch)
+    expect_equal_to_xla(backend, USUAL, shape, in_place, state=state)
 
 
-def expect_equal_up_to_contraction(got: Leaf, expected: Leaf) -> None:
-    """Equal, but for multiply-adds that one compiler contracts and the other does not.
+@pytest.mark.parametrize("rule", [rule for rule in OPTIMIZERS if rule != USUAL])
+@pytest.mark.parametrize("name", INTERPRETERS)
+def test_kernels_of_every_rule_equal_xla(
+    name: str, rule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = interpreted(name, monkeypatch)
+    expect_equal_to_xla(backend, rule, SHAPES[0], in_place=True)
 
-    That moves a moment by one unit in the last place, and so, where it lies at the
-    border between two codes, moves a code: by one, in fewer than 1 of 1,000 values
-    (float32 borders are 2**-17 of a code wide; three steps, several operations).
-    """
-    chex.assert_trees_all_equal_shapes_and_dtypes(got, expected)
-    for mine, theirs in zip(got.codes, expected.codes, strict=True):
-        if jnp.issubdtype(mine.dtype, jnp.integer):
-            difference = np.abs(mine.astype(jnp.int32) - theirs.astype(jnp.int32))
-            wrapped = np.minimum(difference, 256 - difference)
-            assert wrapped.max() <= 1
-            assert (wrapped > 0).mean() < 1e-3
-    for mine, theirs in zip(got.scales, expected.scales, strict=True):
-        if mine is not None:
-            np.testing.assert_allclose(
-                mine.astype(jnp.float32), theirs.astype(jnp.float32), rtol=2.0**-7
-            )
-    mine, theirs = (x.g if x.p is None else x.p for x in (got, expected))
-    # Updates are at most about 3 learning rates; a code is 6 % of one.
-    np.testing.assert_allclose(mine, theirs, rtol=1e-6, atol=1e-7)
+
+@pytest.mark.parametrize("shape", [(1, 8192), (8192, 1), (1, 40, 1)], ids=str)
+@pytest.mark.parametrize("name", INTERPRETERS)
+def test_leaves_with_axes_of_length_1(
+    name: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as (1, 8192), each of whose blocks has one value."""
+    backend = interpreted(name, monkeypatch)
+    expect_equal_to_xla(backend, USUAL, shape, in_place=True)
 
 
 def test_partial_tiles_and_several_grid_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    from octavo.pallas_kernels.backends import _memory
-
     monkeypatch.setattr(_memory, "_TILE_VALUES", 1 << 12)
     monkeypatch.setattr(_memory, "_TILE_LANES", 128)
-    formats = tuple(KERNEL_FORMATS["8bit"](s.signed) for s in RULE.slots)
-    program = Program(RULE, formats, in_place=True)
+    backend = interpreted("tpu-interpreter", monkeypatch)
+    leaves = []
     for shape in [(1000, 333), (531, 300), (5, 531, 140), (640, 5, 40)]:
-        blocks = blocks_of(shape)
-        p, grads = params_and_grads(shape, steps=2)
-        kernel = functools.partial(tpu.leaf_step, interpret=True)
-        got = run(kernel, program, blocks, p, grads)
-        expected = run(xla.leaf_step, program, blocks, p, grads)
-        expect_equal_up_to_contraction(got, expected)
+        for name in (backend, "xla"):
+            leaves.append(run(make(USUAL, backend=name), shape, steps=2))
+        expect_equal_up_to_contraction(*leaves[-2:])
+
+
+@pytest.mark.parametrize("state", FORMATS)
+@pytest.mark.parametrize("platform", ["cpu", *PLATFORMS])
+def test_the_best_backend(platform: str, state: str) -> None:
+    """Of the platform, where it is worth a kernel: XLA fuses other steps as well."""
+    program = program_of(make(USUAL, state=state), jnp.zeros((96, 40)))
+    chosen = choose(program, (jnp.float32,), platform)
+    if not program.storage.quantized:
+        assert chosen == ("xla", "not quantized")
+    elif platform == "cpu":
+        assert chosen == ("xla", "no kernel for cpu")
+    else:
+        assert chosen == (PLATFORMS[platform][0], "")
+
+
+def test_of_several_kernels_the_first_that_takes_a_leaf(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(PLATFORMS, "both", ("tpu", "triton"))
+    for shape, expected in (((96, 40), "tpu"), ((8192,), "triton")):
+        program = program_of(make(USUAL), jnp.zeros(shape))
+        assert choose(program, (jnp.float32,), "both") == (expected, "")
+    program = program_of(make(USUAL, block_size=24), jnp.zeros(8192))
+    backend, why = choose(program, (jnp.float32,), "both")
+    assert backend == "xla"
+    assert "tpu: the TPU kernel takes leaves of rank 2" in why
+    assert "triton: the Triton kernel takes blocks of a power of two" in why
+
+
+def test_one_device_is_used_without_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    monkeypatch.setattr(checks, "_given", set())
+    tx, p = make(USUAL), jnp.zeros((96, 40))
+    assert [row.backend for row in optim.explain(tx, p).rows] == ["triton"]
+    assert "octavo_step" in str(jax.make_jaxpr(tx.step)(p, tx.init(p), p))
+
+
+def test_several_devices_whose_use_is_not_known_are_left_to_xla(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A kernel cannot be partitioned automatically: a warning says what to pass."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(checks, "_given", set())
+    tx, p = make(USUAL), jnp.zeros((96, 40))
+    (row,) = optim.explain(tx, p).rows  # no warning: it says so itself
+    assert row.backend == "xla" and "pass sharding=" in row.why
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        steps = [str(jax.make_jaxpr(tx.step)(p, tx.init(p), p)) for _ in range(2)]
+    assert not any("octavo_step" in step for step in steps)
+    (warned,) = caught
+    assert "8 devices" in str(warned.message)
+    assert "Pass sharding=" in str(warned.message)
+    # What is named is taken, and what no kernel would take anyway needs no warning.
+    named = make(USUAL, backend="triton")
+    assert "octavo_step" in str(jax.make_jaxpr(named.step)(p, named.init(p), p))
+    monkeypatch.setattr(checks, "_given", set())
+    dense = make(USUAL, state="32bit")
+    jax.eval_shape(dense.step, p, dense.init(p), p)
+
+
+# What no kernel of the platform takes, and why.
+REFUSED: list[tuple[str, str, tuple[int, ...], dict[str, Any], str]] = [
+    ("tpu", "tpu", (8192,), {}, "leaves of rank 2 or more"),
+    (
+        "gpu",
+        "triton",
+        (240, 64),
+        {"block_size": 24},
+        "blocks of a power of two, not of 12",
+    ),
+    ("tpu", "tpu", (16384, 100), {"block_size": 64}, "more memory than"),
+    ("tpu", "tpu", (64, 40), {"layer_axes": 1}, "layers on sublanes or"),
+    ("gpu", "triton", (64, 40), {"layer_axes": 1}, "layers inside the"),
+]
 
 
 @pytest.mark.parametrize(
-    ("platform", "devices", "state", "expected"),
-    [
-        ("cpu", 1, "8bit", "xla"),
-        ("tpu", 1, "8bit", "tpu"),
-        ("gpu", 1, "8bit", "triton"),
-        ("gpu", 1, "32bit", "xla"),  # XLA fuses an unquantized step just as well
-        ("gpu", 8, "8bit", "xla"),  # a kernel cannot be partitioned automatically
-    ],
+    ("platform", "backend", "shape", "options", "why"),
+    REFUSED,
+    ids=[f"{row[1]}-{row[2]}" for row in REFUSED],
 )
-def test_the_best_backend(
+def test_leaves_that_no_kernel_takes(
     platform: str,
-    devices: int,
-    state: str,
-    expected: str,
-    monkeypatch: pytest.MonkeyPatch,
+    backend: str,
+    shape: tuple[int, ...],
+    options: dict[str, Any],
+    why: str,
 ) -> None:
-    monkeypatch.setattr(jax, "default_backend", lambda: platform)
-    monkeypatch.setattr(jax, "device_count", lambda: devices)
-    monkeypatch.setattr(backends, "_warned", set())
-    formats = tuple(KERNEL_FORMATS[state](s.signed) for s in RULE.slots)
-    program = Program(RULE, formats, in_place=True)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        chosen = [backends.choose(program, local=False) for _ in range(2)]
-    assert chosen == [expected] * 2
-    assert backends.choose(program, local=True) == (
-        {"gpu": "triton"}.get(platform, platform) if state == "8bit" else "xla"
-    ).replace("cpu", "xla")
-    told = [str(w.message) for w in caught]
-    if devices > 1:
-        assert len(told) == 1 and "Pass sharding=" in told[0]
-    else:
-        assert not told
+    """XLA takes them; where a kernel is named, an error names the leaf and says why."""
+    p = {"a": {"kernel": jnp.ones(shape)}}
+    (row,) = optim.explain(make(USUAL, **options), p, platform=platform).rows
+    assert row.backend == "xla" and why in row.why
+    tx = make(USUAL, backend=backend, **options)
+    message = f"^'a/kernel': backend='{backend}' .*{why}.* Leave backend out"
+    for call in (tx.step, tx.update):
+        with pytest.raises(ValueError, match=message):
+            jax.eval_shape(call, p, tx.init(p), p)
+    with pytest.raises(ValueError, match=message):
+        optim.explain(tx, p)
 
 
-def test_leaves_that_no_kernel_takes_go_to_xla() -> None:
-    """1-D on TPU, odd blocks on GPU, blocks along an axis of length 1 on both."""
-    for backend, shape, size in (
-        ("tpu", (8192,), 32),
-        ("triton", (240, 64), 24),
-        ("tpu", (1, 8192), 32),
-        ("triton", (1, 8192), 32),
-    ):
-        tx = optim.adam(0.1, backend=backend, min_quantized_size=0, block_size=size)
-        p, (g,) = params_and_grads(shape)
-        p, state = tx.step(g, tx.init(p), p)
-        assert state.moments["mu"].dtype == jnp.int8
+@pytest.mark.parametrize("name", ["tpu", "triton"])
+def test_leaves_without_blocks_are_xlas_though_a_kernel_is_named(name: str) -> None:
+    """Biases and other types of leaves: they need no kernel, and so no error."""
+    p = {"bias": jnp.ones(8), "z": jnp.ones((64, 96), "complex64"), "one": jnp.ones(())}
+    tx = RULES[USUAL].ours(0.01, backend=name)
+    explained = {row.path: row for row in optim.explain(tx, p).rows}
+    assert explained["z"].backend == "xla"
+    assert "no kernel computes on complex64" in explained["z"].why
+    with jax.numpy_dtype_promotion("standard"):
+        jax.eval_shape(tx.step, p, tx.init(p), p)

@@ -14,9 +14,9 @@ from flax.training import train_state
 
 from octavo import optim
 from octavo.optim import checkpoint
-from octavo.optim.stored import stored as stored_as
+from octavo.optim.storage.table import records_of
 
-from bits import assert_same_bits
+from bits import assert_same_bits, moments
 from runs import (
     MATRICES,
     TX,
@@ -55,7 +55,7 @@ class Other(NamedTuple):
 
 def _stored(was: str, wants: str, path: str = "embed") -> str:
     return (
-        rf"'opt_state/moments/mu/{path}' is stored as {was}, but the optimizer stores "
+        rf"'opt_state/mu/{path}' is stored as {was}, but the optimizer stores "
         rf"{wants}; make the optimizer with the same options, or pass convert=True"
     )
 
@@ -162,8 +162,8 @@ def test_conversion(name: str, folder: Path) -> None:
         return
     anew = optim.requantize(mine, optim.dequantize(old), old.count)
     for slot in ("mu", "nu"):
-        for path, how in stored_as(mine).items():
-            source = old if how == stored_as(old)[path] else anew
+        for path, how in records_of(mine).items():
+            source = old if how == records_of(old)[path] else anew
             assert_same_bits(
                 moment(got.opt_state, slot, path), moment(source, slot, path)
             )
@@ -173,7 +173,7 @@ def test_conversion(name: str, folder: Path) -> None:
 
 def moment(state: optim.State, slot: str, path: str) -> tuple[Any, Any]:
     """Codes and scales of one leaf; no scales where they are not used."""
-    codes, scales = state.moments[slot], state.scales.get(f"{slot}_scale")
+    codes, scales = getattr(state, slot), getattr(state, f"{slot}_scale", None)
     for part in path.split("/"):
         codes, scales = codes[part], None if scales is None else scales[part]
     return codes, scales if codes.dtype == jnp.int8 else None
@@ -189,9 +189,9 @@ def test_there_and_back(folder: Path, tmp_path: Path) -> None:
     """From 8 bits to 32 nothing is lost; back, moments are rounded once."""
     tx = MADE["32 bits"].tx
     wide = checkpoint.restore(folder, tx, fresh(tx), convert=True)
-    assert_same_bits(wide.opt_state.moments, optim.dequantize(run().opt_state))
+    assert_same_bits(moments(wide.opt_state), optim.dequantize(run().opt_state))
     back = checkpoint.restore(saved(tmp_path, wide), TX, fresh(TX), convert=True)
-    expected = optim.requantize(run().opt_state, wide.opt_state.moments)
+    expected = optim.requantize(run().opt_state, moments(wide.opt_state))
     assert_same_bits(back.opt_state, expected)
     # The next step, too, but that two programs round differently.
     assert ulps(trained(wide, 1).params, trained(run(), 1).params, run().params) <= 2

@@ -1,12 +1,17 @@
 """Bad input gets an error that says what was given, what is allowed, and where."""
 
+import inspect
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 
 from octavo import optim
+from octavo.optim import checks
 
 PARAMS = {"a": {"kernel": jnp.ones((64, 128))}, "b": jnp.ones(8)}
 
@@ -83,14 +88,30 @@ def test_of_lamb(arguments: dict[str, Any], message: str) -> None:
             "decay_norm='both' must be 'together' or 'apart'",
         ),
         (
-            {"learning_rate_first": True, "max_unorm": 0.02},
-            "learning_rate_first=True with max_unorm: .*leave learning_rate_first out",
+            {"max_unorm": 0.02},
+            r"max_unorm=0.02: LARS' ratio .* write optim.preset\('lars-bitsandbytes', ",
         ),
     ],
 )
 def test_of_lars(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         optim.lars(1e-3, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"momentum": 1.0}, r"momentum=1.0 must be in \[0, 1\)"),
+        ({"dampening": -0.1}, r"dampening=-0.1 must be in \[0, 1\)"),
+        ({"weight_decay": -1.0}, "weight_decay=-1.0 must be finite and not negative"),
+        ({"nesterov": 1}, "nesterov=1 must be True or False"),
+        ({"nesterov": True, "momentum": 0.0}, "nesterov=True with momentum=0.0: it"),
+        ({"nesterov": True, "dampening": 0.1}, "nesterov=True with dampening=0.1: it"),
+    ],
+)
+def test_of_sgd(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        optim.sgd(1e-3, **arguments)
 
 
 def test_unknown_preset_lists_the_known_ones() -> None:
@@ -176,6 +197,14 @@ def test_gradients_that_do_not_fit(call: str, grads: Any, message: str) -> None:
         jax.eval_shape(getattr(tx, call), grads, tx.init(PARAMS), PARAMS)
 
 
+def test_states_of_others() -> None:
+    tx, params = optim.adam(1e-3), {"w": jnp.ones((64, 128))}
+    with pytest.raises(ValueError, match="the state is a tuple, not that of an Octavo"):
+        tx.update(params, (), params)
+    with pytest.raises(ValueError, match=r"state has .*'trace'.*, but .*'mu', 'mu_sc"):
+        tx.update(params, optim.sgd(1e-3).init(params), params)
+
+
 def test_parameters_that_do_not_fit() -> None:
     tx = optim.adamw(1e-3)
     with pytest.raises(ValueError, match="tree of params does not fit"):
@@ -193,10 +222,13 @@ def test_update_without_the_parameters_that_a_rule_needs() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"state": "32bit"}, "state.scales has"),
+        (
+            {"state": "32bit"},
+            r"state has .*'mu_scale', 'nu', 'nu_scale'\], but .*'mu', 'nu'\]: it was",
+        ),
         (
             {"state": "dynamic8"},
-            r"\['mu_log8-nu_root8'\], but this .* \['mu_dynamic8-nu",
+            r"\['mu=log8,nu=root8'\], but this .* \['mu=dynamic8,nu=dynamic8u'\]",
         ),
         (
             {"block_size": 8},
@@ -237,3 +269,62 @@ def test_masks_that_do_not_fit(name: str, mask: Any, message: str) -> None:
     tx = optim.lamb(1e-3, **{name: mask})
     with pytest.raises(ValueError, match=f"^{name} {message}"):
         tx.update(PARAMS, tx.init(PARAMS), PARAMS)
+
+
+def direct(tx: optim.Transformation, p: Any) -> int:
+    """A step, outside of jit. This and the others return the line that takes it."""
+    state = tx.init(p)
+    tx.step(p, state, p)
+    return line_above()
+
+
+def jitted(tx: optim.Transformation, p: Any) -> int:
+    """`jax.jit` of the function itself."""
+    state, step = tx.init(p), jax.jit(tx.step)
+    step(p, state, p)
+    return line_above()
+
+
+def chained(tx: optim.Transformation, p: Any) -> int:
+    """Within `optax.chain`, within `jax.jit`."""
+    chain = optax.chain(optax.clip_by_global_norm(1.0), tx)
+    state, update = chain.init(p), jax.jit(chain.update)
+    update(p, state, p)
+    return line_above()
+
+
+def in_a_function(tx: optim.Transformation, p: Any) -> int:
+    """Where the user's own function is compiled, its line is the innermost."""
+    lines = []
+
+    @jax.jit
+    def train(p: Any) -> Any:
+        out = optim.step(tx, p, tx.init(p), p)
+        lines.append(line_above())
+        return out
+
+    train(p)
+    return lines[0]
+
+
+def line_above() -> int:
+    """The number of the line above that which calls this."""
+    frame = inspect.currentframe()
+    assert frame is not None and frame.f_back is not None
+    return frame.f_back.f_lineno - 1
+
+
+@pytest.mark.parametrize("call", [direct, jitted, chained, in_a_function])
+def test_warnings_name_the_users_line_once(
+    call: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # of several: a warning
+    monkeypatch.setattr(checks, "_given", set())
+    tx, p = optim.adamw(1e-3), {"w": jnp.ones((64, 128))}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        line = call(tx, p)
+        call(tx, p)
+    (warned,) = caught
+    assert "Pass sharding=" in str(warned.message)
+    assert (warned.filename, warned.lineno) == (__file__, line)

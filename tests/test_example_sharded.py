@@ -24,7 +24,7 @@ def test_trains_on_eight_devices() -> None:
     assert done.returncode == 0, done.stderr
     shown = done.stdout
     assert "a mesh of 4 fsdp x 2 tensor" in shown
-    assert "straddle" not in shown + done.stderr
+    assert "boundaries" not in shown + done.stderr
     for device in range(8):  # of the parameter, its codes and its scales
         assert shown.count(f"CPU {device} ") == 3
 
@@ -39,7 +39,9 @@ def test_trains_on_eight_devices() -> None:
         whole, part = (int(n.replace(",", "")) for n in numbers)
         assert whole / 8 <= part < whole / 7
         held[name] = part
-    assert held["state, 32-bit"] == pytest.approx(2 * held["parameters"], rel=0.01)
+    # A counter, and for each of 13 leaves 18 numbers that say how it is stored.
+    others = 4 * (1 + 13 * 18)
+    assert held["state, 32-bit"] == 2 * held["parameters"] + others
     assert held["state, 8-bit"] < 0.45 * held["state, 32-bit"]
 
 

@@ -1,11 +1,15 @@
 """Formats keep what `docs/formats.md` promises."""
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from octavo.pallas_kernels import FORMATS as KERNEL_FORMATS
-from octavo.pallas_kernels import Format
+from octavo.pallas_kernels import Format, numbered
+from octavo.pallas_kernels.formats import widened
 
 from cases import FORMATS
 
@@ -19,12 +23,16 @@ quantized = pytest.mark.parametrize(("name", "signed"), QUANTIZED)
 
 def round_trip(fmt: Format, x: np.ndarray) -> np.ndarray:
     """Store and load a block, through the stored types."""
-    codes, scale = fmt.encode(jnp.asarray(x, jnp.float32), 0)
-    stored = codes.astype(fmt.dtype)
-    wide = jnp.int32 if jnp.issubdtype(stored.dtype, jnp.integer) else jnp.float32
-    if scale is not None:
-        scale = scale.astype(jnp.bfloat16).astype(jnp.float32)
-    return np.asarray(fmt.decode(stored.astype(wide), scale), np.float64)
+    codes, scale = encoded(fmt, jnp.asarray(x, jnp.float32))
+    stored = scale.astype(jnp.bfloat16).astype(jnp.float32)
+    decoded = fmt.decode(widened(codes.astype(fmt.dtype)), stored)
+    return np.asarray(decoded, np.float64)
+
+
+def encoded(fmt: Format, x: jax.Array, noise: Any = 0.5) -> tuple[jax.Array, jax.Array]:
+    """Codes, and the scales of blocks along the first axis."""
+    scale = fmt.scale(jnp.max(fmt.magnitude(x), axis=0, keepdims=True))
+    return fmt.encode(x, scale, noise), scale
 
 
 @all_formats
@@ -77,9 +85,7 @@ def test_dynamic8_is_the_code_book_of_bitsandbytes(signed: bool) -> None:
 def test_zeros_are_exact_and_a_state_of_zeros_is_fresh(name: str, signed: bool) -> None:
     fmt = KERNEL_FORMATS[name](signed)
     np.testing.assert_array_equal(round_trip(fmt, np.zeros(32)), 0.0)
-    wide = jnp.int32 if fmt.quantized else jnp.float32
-    scale = jnp.zeros((1, 1)) if fmt.quantized else None
-    fresh = fmt.decode(jnp.zeros((32, 1), wide), scale)
+    fresh = fmt.decode(widened(jnp.zeros((32, 1), fmt.dtype)), jnp.zeros((1, 1)))
     np.testing.assert_array_equal(fresh, 0.0)
 
 
@@ -134,7 +140,7 @@ def test_encoding_again_changes_nothing(name: str, signed: bool) -> None:
     for scale in (1.0, 0.37109375, 0.05):
         scales = jnp.full((1, 1), scale).astype(jnp.bfloat16).astype(jnp.float32)
         x = fmt.decode(jnp.asarray(codes)[:, None], scales)
-        again, new_scales = fmt.encode(x, 0)
+        again, new_scales = encoded(fmt, x)
         np.testing.assert_array_equal(again[:, 0], codes)
         np.testing.assert_array_equal(new_scales, scales)
 
@@ -146,8 +152,7 @@ def test_a_bad_value_makes_the_scale_infinite(
 ) -> None:
     x = np.ones((8, 2), np.float32)
     x[3, 0] = bad
-    _, scale = KERNEL_FORMATS[name](signed).encode(jnp.asarray(x), 0)
-    assert scale is not None
+    _, scale = encoded(KERNEL_FORMATS[name](signed), jnp.asarray(x))
     assert np.isinf(scale[0, 0]) and np.isfinite(scale[0, 1])
 
 
@@ -158,6 +163,13 @@ def test_rounding_of_second_moments_is_unbiased(name: str) -> None:
     noise = (jnp.arange(4096.0) + 0.5)[None, :] / 4096
     for value in (0.9, 0.5123, 0.01):
         x = jnp.concatenate([jnp.ones((1, 4096)), jnp.full((1, 4096), value)])
-        codes, scale = fmt.encode(x, 0, jnp.concatenate([noise * 0 + 0.5, noise]))
+        codes, scale = encoded(fmt, x, jnp.concatenate([noise * 0 + 0.5, noise]))
         root = fmt.decode(codes, scale)[1] ** (1 / power)
         np.testing.assert_allclose(root.mean(), value ** (1 / power), rtol=2e-5)
+
+
+def test_every_format_has_a_number_of_its_own() -> None:
+    """Which states and checkpoints hold: the same for ever."""
+    formats = {KERNEL_FORMATS[name](signed) for name, signed in CASES}
+    assert len({form.number for form in formats}) == len(formats)
+    assert all(numbered(form.number) == form for form in formats)

@@ -10,8 +10,9 @@ import pytest
 
 from octavo import optim
 
-from test_limits import CLIPS, leaf_at, optax_clipped, tree
-from test_rules import run_step
+from cases import RULES
+from limits import CLIPS, leaf_at, limited, optax_clipped, tree
+from training import run_step
 
 
 def expect_norms(found: dict[str, optim.LayerNorms], params: Any, grads: Any) -> None:
@@ -54,6 +55,22 @@ def test_last_norms_are_those_after_clipping() -> None:
     _, state = run_step(tx, params, [g])
     (clipped,) = optax_clipped([g], CLIPS["both"])
     expect_norms(optim.last_norms(state), params, clipped)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_records_what_it_measures(rule: str) -> None:
+    """Of parameters and gradients before the step; the ratio moves no leaf without."""
+    params, (g,) = tree()
+    _, state = run_step(limited(rule, 0.01, record_norms=True), params, [g])
+    found = optim.last_norms(state)
+    assert set(found) == {"dense/kernel", "dense/bias", "scale"}
+    for path, norms in found.items():
+        p_norm, g_norm = (np.linalg.norm(leaf_at(x, path)) for x in (params, g))
+        np.testing.assert_allclose(norms.parameter, p_norm, rtol=1e-5)
+        np.testing.assert_allclose(norms.gradient, g_norm, rtol=1e-5)
+        assert norms.direction > 0.0
+        adapts = RULES[rule].kernels > 1 and path == "dense/kernel"
+        assert (norms.ratio != 1.0) == adapts
 
 
 def test_last_norms_of_stacked_layers_are_vectors() -> None:

@@ -1,8 +1,6 @@
 """The sums that ratios, clipping and guards rest on: numpy's, on every backend."""
 
 import functools
-from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, TypeAlias
 
 import jax
@@ -11,36 +9,25 @@ import numpy as np
 import pytest
 
 from octavo import optim
-from octavo.optim.adam import adam_rule
-from octavo.optim.lars import momentum_rule
-from octavo.pallas_kernels import (
-    FORMATS,
-    Blocks,
-    Decay,
-    Leaf,
-    Program,
-    Rule,
-    Scalars,
-    blocks_of,
-)
-from octavo.pallas_kernels.backends import _memory, xla
+from octavo.pallas_kernels import Blocks, Leaf, Noise, Scalars, blocks_of, run
+from octavo.pallas_kernels.backends import _memory
 
-from cases import SHAPES, params_and_grads
-from test_backends import BACKENDS, expect_equal_up_to_contraction
+from cases import ADAPTING, OPTIMIZERS, RULES, SHAPES, params_and_grads
+from kernels import (
+    BACKENDS,
+    INTERPRETERS,
+    expect_equal_up_to_contraction,
+    interpreted,
+    leaf_of,
+    program_of,
+)
 
 Shape: TypeAlias = tuple[int, ...]
 
-RATE, DECAY, B1, B2, EPS = 0.01, 0.1, 0.9, 0.999, 1e-6
+RATE = 0.01
 SUMS = ("p", "g", "x", "bad")
-INTERPRETERS = ("tpu-interpreter", "triton-interpreter")
-OPTIMIZERS = {"lamb": optim.lamb, "lars": optim.lars}
-# What the sums depend on: which moments there are, and where weight decay joins.
-RULES: dict[str, Rule] = {
-    "lamb": adam_rule(B1, B2, EPS, Decay(DECAY, joins="direction")),
-    "lars": replace(
-        momentum_rule(0.9, decay=Decay(DECAY, joins="gradient")), scales="gradient"
-    ),
-}
+# One with a ratio whose kernels compile fast.
+FASTEST = min(ADAPTING, key=lambda rule: len(RULES[rule].slots))
 # Limits that some of the gradients of `params_and_grads` exceed, and some do not.
 LIMITS: dict[str, dict[str, float]] = {
     "none": {},
@@ -60,17 +47,11 @@ LAYERED: dict[tuple[Shape, Shape], set[str]] = {
 }
 
 
-def program_of(rule: str) -> Program:
-    """The rule with 8-bit state."""
-    slots = RULES[rule].slots
-    formats = tuple(FORMATS["8bit"](slot.signed) for slot in slots)
-    return Program(RULES[rule], formats, in_place=True)
-
-
 def optimizer_of(rule: str, layers: Shape = (), **options: Any) -> optim.Transformation:
-    """The optimizer that the rule is of."""
-    return OPTIMIZERS[rule](
-        RATE, weight_decay=DECAY, min_quantized_size=0, layer_axes=layers, **options
+    """The optimizer, with 8-bit state."""
+    case = RULES[rule]
+    return case.ours(
+        RATE, **case.kwargs, min_quantized_size=0, layer_axes=layers, **options
     )
 
 
@@ -80,7 +61,8 @@ def after_one_step(rule: str, shape: Shape, layers: Shape = ()) -> Any:
 
     Without a ratio, whose sums are what is tested.
     """
-    tx = optimizer_of(rule, layers, backend="xla", adapt_mask=False)
+    unadapted = {"adapt_mask": False} if rule in ADAPTING else {}
+    tx = optimizer_of(rule, layers, backend="xla", **unadapted)
     p, (first, second) = params_and_grads(shape, steps=2)
     p, state = jax.jit(tx.step)(first, tx.init(p), p)
     return p, state, second
@@ -91,74 +73,60 @@ def scales_of(blocks: Blocks) -> jax.Array:
     return jnp.arange(1.0, 1.0 + blocks.layer_count).reshape(blocks.layer_shape)
 
 
-def leaf_of(p: Any, state: optim.State, g: Any = None) -> Leaf:
-    """The arrays of a tree that is one leaf."""
-    return Leaf(g, p, tuple(state.moments.values()), tuple(state.scales.values()))
-
-
-def decoded(program: Program, blocks: Blocks, leaf: Leaf) -> list[np.ndarray]:
-    """The moments, in float64."""
-    axis, moments = blocks.axis, []
-    assert axis is not None
-    for f, codes, scale in zip(program.formats, leaf.codes, leaf.scales, strict=True):
-        assert scale is not None
-        each = jnp.repeat(scale.astype(jnp.float32), blocks.size, axis=axis)
-        each = jax.lax.slice_in_dim(each, 0, codes.shape[axis], axis=axis)
-        moments.append(np.asarray(f.decode(codes.astype(jnp.int32), each), np.float64))
-    return moments
+def scalars_of(tx: optim.Transformation, **limits: float) -> Scalars:
+    """The operands of the second step."""
+    rule, rate = tx.optimizer.rule, jnp.float32(RATE)
+    decay = None if rule.decay is None else jnp.float32(tx.optimizer.weight_decay)
+    own = rule.scalars(jnp.float32(2.0), rate, tx.optimizer.hyperparameters)
+    given = {limit: jnp.float32(value) for limit, value in limits.items()}
+    return Scalars(rate, own, decay=decay, **given)
 
 
 def float64_sums(
-    rule: str, blocks: Blocks, leaf: Leaf, clip: float = 1.0, clip_value: float = np.inf
+    tx: optim.Transformation,
+    leaf: Leaf,
+    clip: float = 1.0,
+    clip_value: float = np.inf,
 ) -> np.ndarray:
-    """Shape (sums, layers), by the formulas of LAMB and LARS."""
+    """Shape (sums, layers), by numpy, and by the rule in float64.
+
+    `test_rules` holds that against the papers' formulas.
+    """
+    storage, rule = program_of(tx, leaf.p).storage, tx.optimizer.rule
+    scalars = scalars_of(tx)
     raw, p = np.asarray(leaf.g, np.float64), np.asarray(leaf.p, np.float64)
     g = np.clip(clip * raw, -clip_value, clip_value)
-    if rule == "lamb":
-        b1, b2 = float(np.float32(B1)), float(np.float32(B2))  # as float32 holds them
-        m, v = decoded(program_of(rule), blocks, leaf)
-        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
-        x = m / (1 - b1**2) / (np.sqrt(v / (1 - b2**2)) + EPS) + DECAY * p
-    else:
-        x = g + DECAY * p
+    decay = 0.0 if scalars.decay is None else float(scalars.decay)
+    x = g + decay * p if rule.decay == "gradient" else g
+    if rule.scales == "direction":
+        pairs = zip(leaf.codes, leaf.scales, strict=True)
+        moments = [storage.decode(k, *pair) for k, pair in enumerate(pairs)]
+        with jax.enable_x64(True):
+            wide = jax.tree.map(
+                lambda y: jnp.asarray(np.asarray(y, np.float64)),
+                (x, tuple(moments), scalars.rule),
+            )
+            x = np.asarray(rule.direction(*wide)[0])
+        x = x + decay * p if rule.decay == "direction" else x
     terms = [np.where(np.isfinite(y), y * y, 0.0) for y in (p, g, x)]
     terms.append(np.where(np.isfinite(raw), 0.0, 1.0))
-    rest = tuple(k for k in range(raw.ndim) if k not in blocks.layers)
+    layers = storage.blocks.layers
+    rest = tuple(k for k in range(raw.ndim) if k not in layers)
     return np.stack([t.sum(axis=rest).reshape(-1) for t in terms])
 
 
-def kernel_of(name: str) -> Callable[..., jax.Array]:
-    """`leaf_sums` of a row of `BACKENDS`, or of XLA."""
-    if name == "xla":
-        return xla.leaf_sums
-    module, interpret = BACKENDS[name]
-    return functools.partial(module.leaf_sums, interpret=interpret)
-
-
-def interpreted(name: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The backend of a row of `BACKENDS`, which then needs no such device."""
-    module, interpret = BACKENDS[name]
-    for function in ("leaf_sums", "leaf_step"):
-        kernel = functools.partial(getattr(module, function), interpret=interpret)
-        monkeypatch.setattr(module, function, kernel)
-    return name.split("-")[0]
-
-
-def measured(name: str, rule: str, blocks: Blocks, leaf: Leaf, **limits: float) -> Any:
+def measured(
+    backend: str, tx: optim.Transformation, leaf: Leaf, **limits: float
+) -> jax.Array:
     """The sums of a leaf in its second step, compiled."""
-    rate = jnp.float32(RATE)
-    scalars = Scalars(
-        rate,
-        RULES[rule].scalars(jnp.float32(2.0), rate),
-        decay=jnp.float32(DECAY),
-        **{limit: jnp.float32(value) for limit, value in limits.items()},
-    )
-    sums = functools.partial(kernel_of(name), program_of(rule), blocks, sums=SUMS)
-    return jax.jit(sums)(leaf, scalars=scalars)
+    program = program_of(tx, leaf.p, sums=SUMS)
+    zero = jnp.int32(0)
+    noise = Noise(zero, zero, zero)
+    return run(backend, program, leaf, scalars_of(tx, **limits), noise)
 
 
 def expect_sums(
-    name: str, rule: str, blocks: Blocks, leaf: Leaf, **limits: float
+    backend: str, tx: optim.Transformation, leaf: Leaf, **limits: float
 ) -> None:
     """The sums of a backend are those of float64.
 
@@ -167,94 +135,109 @@ def expect_sums(
     that both average out: it is 2**-24 sqrt(n) that remains, n below 2**17. A tile too
     few or too many would be more than 1 of 100.
     """
-    got = measured(name, rule, blocks, leaf, **limits)
+    got = measured(backend, tx, leaf, **limits)
     assert got.dtype == jnp.float32
-    exact = float64_sums(rule, blocks, leaf, **limits)
+    exact = float64_sums(tx, leaf, **limits)
     np.testing.assert_allclose(got, exact, rtol=2.0**-19.7 + 2.0**-15.5)
     np.testing.assert_array_equal(got[SUMS.index("bad")], exact[SUMS.index("bad")])
 
 
-# The simulator is slow: it takes few shapes.
+# The simulator is slow: it takes few shapes. Optimizers without a ratio, whose sums are
+# only recorded, take one.
 EVERY_BACKEND = [
-    (name, shape)
+    (rule, name, shape)
+    for rule in OPTIMIZERS
     for name in ("xla", *BACKENDS)
-    for shape in SHAPES
+    for shape in (SHAPES if rule in ADAPTING else [(1000, 9)])
     if name != "tpu-simulator" or shape in [(1000, 9), (3, 64, 40)]
 ]
 
 
-@pytest.mark.parametrize(("name", "shape"), EVERY_BACKEND, ids=str)
-@pytest.mark.parametrize("rule", RULES)
-def test_sums_equal_float64(rule: str, name: str, shape: Shape) -> None:
-    leaf = leaf_of(*after_one_step(rule, shape))
-    expect_sums(name, rule, blocks_of(shape), leaf, **LIMITS["clip and clip_value"])
+@pytest.mark.parametrize(("rule", "name", "shape"), EVERY_BACKEND, ids=str)
+def test_sums_equal_float64(
+    rule: str, name: str, shape: Shape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    p, state, g = after_one_step(rule, shape)
+    limits = LIMITS["clip and clip_value"]
+    backend = interpreted(name, monkeypatch)
+    expect_sums(backend, optimizer_of(rule), leaf_of(p, state, g), **limits)
 
 
 @pytest.mark.parametrize("limits", LIMITS)
 @pytest.mark.parametrize("name", ["xla", *INTERPRETERS])
-def test_limits_come_before_what_is_measured(name: str, limits: str) -> None:
-    leaf = leaf_of(*after_one_step("lars", (96, 40)))
-    expect_sums(name, "lars", blocks_of((96, 40)), leaf, **LIMITS[limits])
+def test_limits_come_before_what_is_measured(
+    name: str, limits: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    p, state, g = after_one_step(FASTEST, (96, 40))
+    backend = interpreted(name, monkeypatch)
+    leaf = leaf_of(p, state, g)
+    expect_sums(backend, optimizer_of(FASTEST), leaf, **LIMITS[limits])
 
 
 @pytest.mark.parametrize("name", ["xla", *BACKENDS])
-@pytest.mark.parametrize("rule", RULES)
-def test_what_is_not_finite_counts_as_zero_and_is_counted(rule: str, name: str) -> None:
+@pytest.mark.parametrize("rule", ADAPTING)
+def test_what_is_not_finite_counts_as_zero_and_is_counted(
+    rule: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In the gradient and in the parameter: at corners, where tiles end, and inside."""
     p, state, g = after_one_step(rule, (96, 40))
     g = g.at[0, 0].set(np.nan).at[95, 39].set(np.inf).at[50, 7].set(-np.inf)
     p = p.at[95, 0].set(np.nan).at[3, 39].set(np.inf)
-    leaf, blocks = leaf_of(p, state, g), blocks_of((96, 40))
+    backend = interpreted(name, monkeypatch)
     with np.errstate(invalid="ignore"):
-        expect_sums(name, rule, blocks, leaf, **LIMITS["clip"])
+        leaf = leaf_of(p, state, g)
+        expect_sums(backend, optimizer_of(rule), leaf, **LIMITS["clip"])
 
 
 def test_a_limit_of_values_makes_numbers_of_infinities() -> None:
     """As `optax.clip` does; they count as bad all the same."""
-    p, state, g = after_one_step("lars", (96, 40))
+    p, state, g = after_one_step(FASTEST, (96, 40))
     g = g.at[0, 0].set(np.nan).at[95, 39].set(-np.inf)
-    leaf, blocks = leaf_of(p, state, g), blocks_of((96, 40))
-    got = measured("xla", "lars", blocks, leaf, clip_value=2.0)
+    leaf = leaf_of(p, state, g)
+    got = measured("xla", optimizer_of(FASTEST), leaf, clip_value=2.0)
     sums = dict(zip(SUMS, got, strict=True))
     expected = np.nansum(np.clip(np.asarray(g, np.float64), -2.0, 2.0) ** 2)
     np.testing.assert_allclose(sums["g"], expected, rtol=1e-5)
     assert sums["bad"] == 2
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ADAPTING)
 def test_partial_tiles_on_every_axis(
     rule: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Padding, which holds anything, is not in the sums."""
     monkeypatch.setattr(_memory, "_TILE_VALUES", 1 << 12)
     monkeypatch.setattr(_memory, "_TILE_LANES", 128)
+    backend = interpreted("tpu-interpreter", monkeypatch)
     for shape, layers in (((150, 275), ()), ((275, 3, 150), (1,))):
-        leaf = leaf_of(*after_one_step(rule, shape, layers))
-        expect_sums("tpu-interpreter", rule, blocks_of(shape, layers=layers), leaf)
+        p, state, g = after_one_step(rule, shape, layers)
+        expect_sums(backend, optimizer_of(rule, layers), leaf_of(p, state, g))
 
 
-# LARS, whose kernels compile faster, everywhere.
+# One rule with all of them.
 LAYERED_RULES = [
     (rule, *leaf)
-    for rule in RULES
+    for rule in ADAPTING
     for leaf in LAYERED
-    if rule == "lars" or leaf == ((2, 3, 64, 40), (0, 1))
+    if rule == FASTEST or leaf == ((2, 3, 64, 40), (0, 1))
 ]
 
 
 @pytest.mark.parametrize(("rule", "shape", "layers"), LAYERED_RULES, ids=str)
-def test_each_layer_has_sums_of_its_own(rule: str, shape: Shape, layers: Shape) -> None:
-    blocks = blocks_of(shape, layers=layers)
-    leaf = leaf_of(*after_one_step(rule, shape, layers))
-    factors = scales_of(blocks)
-    leaf = leaf._replace(g=factors * leaf.g, p=factors * leaf.p)
-    expect_sums("xla", rule, blocks, leaf)
+def test_each_layer_has_sums_of_its_own(
+    rule: str, shape: Shape, layers: Shape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tx = optimizer_of(rule, layers)
+    p, state, g = after_one_step(rule, shape, layers)
+    factors = scales_of(blocks_of(shape, layers=layers))
+    leaf = leaf_of(factors * p, state, factors * g)
+    expect_sums("xla", tx, leaf)
     for name in INTERPRETERS:
         if name.split("-")[0] in LAYERED[shape, layers]:
-            expect_sums(name, rule, blocks, leaf)
+            expect_sums(interpreted(name, monkeypatch), tx, leaf)
         else:
-            with pytest.raises(NotImplementedError, match="left to XLA"):
-                measured(name, rule, blocks, leaf)
+            why = BACKENDS[name][0].refuses(program_of(tx, leaf.p, sums=SUMS))
+            assert why is not None and "left to XLA" in why
 
 
 STEPS = [
@@ -270,12 +253,11 @@ def test_a_step_of_layers_equals_that_of_xla(
     rule: str, name: str, shape: Shape, layers: Shape, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a limit, and a ratio for each layer."""
-    kernel = interpreted(name, monkeypatch)
     p, state, g = after_one_step(rule, shape, layers)
     p = scales_of(blocks_of(shape, layers=layers)) * p
     options = {"grad_clip_value": 0.5, "adapt_mask": True}
     leaves = []
-    for backend in (kernel, "xla"):
+    for backend in (interpreted(name, monkeypatch), "xla"):
         tx = optimizer_of(rule, layers, backend=backend, **options)
         leaves.append(leaf_of(*jax.jit(tx.step)(g, state, p)))
     expect_equal_up_to_contraction(*leaves)

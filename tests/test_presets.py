@@ -32,7 +32,7 @@ from published import (
     lars_paper,
     percentile_clipped,
 )
-from test_rules import run_step, run_update
+from training import run_step, run_update
 
 MASK: Mask = {"kernel": True, "bias": False, "zero": True}
 ALL: Mask = dict.fromkeys(MASK, True)

@@ -9,25 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from schedule_cases import METRIC, rates_of
 
 from octavo.schedules import PlateauState, ReduceLROnPlateau
-
-# Falls, stalls, rises, jumps and stalls again, through zero and with a NaN.
-_STEPS = np.arange(90)
-METRIC = np.exp(-_STEPS / 12) + 0.02 * np.sin(_STEPS * 1.7) - 0.3 * (_STEPS > 50)
-METRIC[70] = np.nan
-
-
-def rates_of(base_lr: float, values: np.ndarray, **options) -> np.ndarray:
-    """The learning rate after each value, from updates of ones."""
-    tx = ReduceLROnPlateau(base_lr, **options)
-
-    def step(state: PlateauState, value: jax.Array):
-        updates, state = tx.update(jnp.full(2, base_lr), state, value=value)
-        return state, updates[0]
-
-    values = jnp.asarray(values, jnp.float32)
-    return np.asarray(jax.lax.scan(step, tx.init(jnp.ones(2)), values)[1])
 
 
 def torch_rules(

@@ -5,7 +5,15 @@ import warnings
 
 import numpy as np
 import pytest
-from schedule_cases import TORCH_CASES, B, Case, chained, sequential
+from schedule_cases import (
+    METRIC,
+    TORCH_CASES,
+    B,
+    Case,
+    chained,
+    rates_of,
+    sequential,
+)
 
 STEPS = 120
 
@@ -95,8 +103,6 @@ def test_swa_equal_to_torch(torch, strategy: str, length: int) -> None:
     list(itertools.product(("min", "max"), ("rel", "abs"), (0, 3))),
 )
 def test_plateau_equal_to_torch(torch, mode, threshold_mode, cooldown) -> None:
-    from test_schedules_plateau import METRIC, rates_of
-
     options = {
         "mode": mode,
         "factor": 0.5,

@@ -1,4 +1,4 @@
-"""Numbers do not depend on the mesh; kernels work in shards; blocks may straddle."""
+"""Numbers do not depend on the mesh, whatever runs in the shards."""
 
 import functools
 import re
@@ -16,12 +16,19 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from octavo import optim
-from octavo.optim.placement import origin, shard, starts
-from octavo.pallas_kernels import Leaf, blocks_of
+from octavo.optim.sharding.geometry import origin, starts
+from octavo.pallas_kernels import blocks_of
 from octavo.pallas_kernels.backends import _memory, triton
 from octavo.pallas_kernels.layout import positions, wrap
 from octavo.pallas_kernels.rounding import uniform
 
+from cases import ADAPTING, OPTIMIZERS, RULES
+from kernels import (
+    INTERPRETERS,
+    expect_equal_up_to_contraction,
+    interpreted,
+    leaf_of,
+)
 from meshes import (
     AXES,
     FEW,
@@ -32,11 +39,10 @@ from meshes import (
     mesh_of,
     named,
     on,
+    shard_of,
     stored,
     values,
 )
-from test_backends import BACKENDS, expect_equal_up_to_contraction
-from test_norms import interpreted
 
 STEPS = 20
 
@@ -48,11 +54,12 @@ class Case(NamedTuple):
       make: makes it.
       options: for it.
       state: whether the moments are the same, bit for bit. They are where they depend
-        on gradients alone; a ratio or a clipped gradient differs by the order in which
-        the shards' sums are added up.
+        on gradients alone: parameters differ by a contraction, and a ratio or a clipped
+        gradient by the order in which the shards' sums are added up.
       ulps: by how many units in the last place of a leaf's largest value parameters
         may differ: 1 where compilers contract `p + rate * u`, or not, and 1 for the
-        sums. (By up to 7 of its own units, in 20 steps, where a value is smaller.)
+        sums, or for moments that differ. (By up to 7 of its own units, in 20 steps,
+        where a value is smaller.)
     """
 
     make: Callable[..., optim.Transformation]
@@ -61,23 +68,26 @@ class Case(NamedTuple):
     ulps: int
 
 
+def case_of(rule: str) -> Case:
+    """A row of `RULES`."""
+    row = RULES[rule]
+    recorded = {"record_norms": True} if rule in ADAPTING else {}
+    sums = rule in ADAPTING
+    ulps = 1 if row.pure and not sums else 2
+    return Case(row.ours, row.kwargs | recorded, row.pure, ulps)
+
+
+# What AdamW measures with these options, every optimizer does.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "clipped": {"grad_clip_norm": 1.0, "skip_nonfinite": True},
+    "percentile": {"percentile_clipping": 20},
+}
 CASES: dict[str, Case] = {
-    "adamw": Case(optim.adamw, {"weight_decay": 0.1}, state=True, ulps=1),
-    "lamb": Case(
-        optim.lamb, {"weight_decay": 0.1, "record_norms": True}, state=True, ulps=2
-    ),
-    "lars": Case(
-        optim.lars,
-        {"weight_decay": 0.1, "trust_coefficient": 0.5, "record_norms": True},
-        state=False,
-        ulps=2,
-    ),
-    "clipped": Case(
-        optim.adamw,
-        {"grad_clip_norm": 1.0, "skip_nonfinite": True},
-        state=False,
-        ulps=2,
-    ),
+    **{rule: case_of(rule) for rule in OPTIMIZERS},
+    **{
+        name: Case(optim.adamw, options, state=False, ulps=2)
+        for name, options in OPTIONS.items()
+    },
 }
 
 
@@ -101,17 +111,17 @@ def trained(case: str, mesh: str, axes: str, call: str, names: tuple[str, ...]) 
 
     params = jax.device_put(values(0, names), placed)
     state = tx.init(params)
-    assert_stored_as_told(state)
+    assert_stored_as_given(state)
     for t in range(1, STEPS + 1):
         params, state = step(params, state, jax.device_put(values(t, names), placed))
     return jax.device_get((params, state))
 
 
-def assert_stored_as_told(state: optim.State) -> None:
+def assert_stored_as_given(state: optim.State) -> None:
     """Nothing is too small for its format but the bias."""
     types = {"8bit": jnp.int8, "dynamic8": jnp.int8, "bf16": jnp.bfloat16}
-    for tree in state.moments.values():
-        for name, x in tree.items():
+    for slot in state.slots:
+        for name, x in getattr(state, slot).items():
             if name not in ("bias", "count"):
                 assert x.dtype == types[stored(name)]
 
@@ -122,21 +132,24 @@ def on_one_device(case: str, names: tuple[str, ...]) -> Any:
     return trained(case, "1", "explicit", "step", names)
 
 
-# Each mesh one way; the square ones in several, and there with all leaves, too.
+# Each mesh one way; the square ones in several, and there with all leaves, too. With
+# sums and without: what else differs between optimizers is elementwise.
+WAYS = [
+    ("4x2", "explicit", "step"),
+    ("2x4", "auto", "update"),
+    ("1", "auto", "update"),
+    ("2 rows", "auto", "update"),
+    ("4 rows", "explicit", "step"),
+    ("8 rows", "explicit", "update"),
+    ("8 columns", "auto", "step"),
+    ("4x2", "auto", "update"),
+    ("2x4", "explicit", "update"),
+]
 SWEEP = [
     *(
-        (case, mesh, axes, call, FEW)
+        (case, *way, FEW)
         for case in CASES
-        for mesh, axes, call in (
-            ("1", "auto", "update"),
-            ("2 rows", "auto", "update"),
-            ("4 rows", "explicit", "step"),
-            ("8 rows", "explicit", "update"),
-            ("8 columns", "auto", "step"),
-            ("4x2", "explicit", "step"),
-            ("4x2", "auto", "update"),
-            ("2x4", "explicit", "update"),
-        )
+        for way in (WAYS if case in ("adamw", "lamb") else WAYS[:2])
     ),
     ("adamw", "4x2", "explicit", "step", tuple(LEAVES)),
     ("lamb", "2x4", "auto", "step", tuple(LEAVES)),
@@ -199,7 +212,7 @@ def expect_same_state(got: optim.State, expected: optim.State, bitwise: bool) ->
     assert mine.keys() == theirs.keys()
     apart, further, rare = 0, 0, 0.0
     # A parameter in bfloat16, rounded to the other side, is in the norms.
-    leaves = sorted(next(iter(got.moments.values())))
+    leaves = got.codes(got.slots[0]).paths
     full = [k for k, leaf in enumerate(leaves) if leaf not in NARROW]
     for path, x in mine.items():
         y = theirs[path]
@@ -221,7 +234,7 @@ def expect_same_state(got: optim.State, expected: optim.State, bitwise: bool) ->
 
 
 def code_steps(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """How many codes, or numbers in bfloat16, lie between."""
+    """How many codes, or numbers in bfloat16, are between."""
     wide = np.int8 if x.dtype == np.int8 else np.int16
     distance = np.abs(x.view(wide).astype(np.int32) - y.view(wide).astype(np.int32))
     return np.minimum(distance, 2 ** (8 * x.itemsize) - distance)
@@ -238,7 +251,7 @@ POSITIONS = [
 def test_random_bits_of_the_shards_are_those_of_the_whole(name: str, mesh: str) -> None:
     blocks = blocks_of(LEAVES[name].shape)
     sharding = on(mesh_of(mesh, "explicit"))[name]
-    part = shard(blocks, sharding)
+    part = shard_of(blocks, sharding)
     key = jnp.int32(12345)
 
     def local() -> jax.Array:
@@ -262,7 +275,7 @@ def test_random_bits_of_the_shards_are_those_of_the_whole(name: str, mesh: str) 
 @pytest.mark.parametrize("spec", [P("d", "m"), P(("m", "d")), P(None, ("d", "m"))])
 def test_positions_wrap_around_in_leaves_of_2_to_the_34_values(spec: P) -> None:
     sharding = NamedSharding(mesh_of("4x2", "explicit"), spec)
-    part = shard(blocks_of((2**18, 2**16)), sharding)
+    part = shard_of(blocks_of((2**18, 2**16)), sharding)
 
     def local() -> jax.Array:
         first = [origin(part, sharding), *starts(part, sharding)]
@@ -277,13 +290,7 @@ def test_positions_wrap_around_in_leaves_of_2_to_the_34_values(spec: P) -> None:
     assert len({(row, column) for _, row, column in found.tolist()}) == 8
 
 
-KERNELS = [
-    (case, name)
-    for case in ("adamw", "lamb", "lars")
-    for name in BACKENDS
-    if not name.endswith("simulator")
-]
-# All of rank 2 and up, in float32, in the format of the kernels.
+# Of rank 2 and up, in formats that take a kernel.
 WITH_KERNELS = ("rows", "columns", "both", "layers/first", "replicated")
 
 
@@ -294,8 +301,7 @@ def three_steps(case: str, backend: str, mesh: str) -> Any:
     params = jax.device_put(values(0, WITH_KERNELS), placed)
     step, state = jax.jit(tx.step), tx.init(params)
     grads = [jax.device_put(values(t, WITH_KERNELS), placed) for t in (1, 2, 3)]
-    passes = 1 if case == "adamw" else 2
-    kernels = 0 if backend == "xla" else passes * len(WITH_KERNELS)
+    kernels = 0 if backend == "xla" else RULES[case].kernels * len(WITH_KERNELS)
     traced = str(step.trace(grads[0], state, params).jaxpr)
     assert traced.count("pallas_call[") == kernels
     for g in grads:
@@ -309,7 +315,8 @@ def three_steps_of_xla(case: str) -> Any:
     return three_steps(case, "xla", "1")
 
 
-@pytest.mark.parametrize(("case", "name"), KERNELS)
+@pytest.mark.parametrize("case", OPTIMIZERS)
+@pytest.mark.parametrize("name", INTERPRETERS)
 def test_kernels_in_shards_equal_xla_on_one_device(
     case: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -319,22 +326,12 @@ def test_kernels_in_shards_equal_xla_on_one_device(
     monkeypatch.setattr(triton, "_TILE_INNER", 16)
     backend = interpreted(name, monkeypatch)
     trees = three_steps(case, backend, "4x2"), three_steps_of_xla(case)
-    for leaf in WITH_KERNELS:
-        expect_equal_up_to_contraction(*(leaf_of(leaf, *tree) for tree in trees))
-
-
-def leaf_of(name: str, params: Any, state: optim.State) -> Leaf:
-    """The arrays of one leaf."""
-    return Leaf(
-        None,
-        params[name],
-        tuple(tree[name] for tree in state.moments.values()),
-        tuple(tree[name] for tree in state.scales.values()),
-    )
+    for path in WITH_KERNELS:
+        expect_equal_up_to_contraction(*(leaf_of(*tree, path=path) for tree in trees))
 
 
 # 18 rows a device, in blocks of 4; 12 columns, of layers.
-STRADDLING: dict[str, tuple[tuple[int, ...], P]] = {
+CROSSING: dict[str, tuple[tuple[int, ...], P]] = {
     "odd": ((72, 64), P("d")),
     "layers/odd": ((3, 72, 64), P(None, "d", "m")),
     "even": ((128, 64), P("d", "m")),
@@ -342,12 +339,12 @@ STRADDLING: dict[str, tuple[tuple[int, ...], P]] = {
 
 
 @pytest.mark.parametrize("axes", AXES)
-def test_straddling_blocks_cost_a_warning_and_no_number(
+def test_blocks_that_cross_shards_cost_a_warning_and_no_number(
     axes: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("octavo.optim.job._told", set())
+    monkeypatch.setattr("octavo.optim.checks._given", set())
     rng = np.random.default_rng(0)
-    shapes = {name: shape for name, (shape, _) in STRADDLING.items()}
+    shapes = {name: shape for name, (shape, _) in CROSSING.items()}
     trees = [
         {
             name: rng.normal(size=shape).astype(np.float32)
@@ -358,7 +355,7 @@ def test_straddling_blocks_cost_a_warning_and_no_number(
     results = {}
     for mesh in ("1", "4x2"):
         whole = mesh_of(mesh, axes)
-        specs = {k: P() if mesh == "1" else spec for k, (_, spec) in STRADDLING.items()}
+        specs = {k: P() if mesh == "1" else spec for k, (_, spec) in CROSSING.items()}
         placed = {name: NamedSharding(whole, spec) for name, spec in specs.items()}
         make, options, *_ = CASES["lamb"]
         tx = make(0.01, layer_axes=layer_axes, **options, **given(axes, placed))
@@ -370,15 +367,16 @@ def test_straddling_blocks_cost_a_warning_and_no_number(
             jax.eval_shape(tx.update, grads[0], state, params)
         for g in grads:
             params, state = step(g, state, params)
-        told = [str(w.message) for w in caught]
+        messages = [str(w.message) for w in caught]
         if mesh == "1":
-            assert not told
+            assert not messages
         else:
-            (message,) = told
+            (message,) = messages
             assert re.search(
                 r"'odd' of shape \(72, 64\) with P\('d',( None)?\)", message
             )
-            assert "blocks of 4 along axis 0 straddle its shards of 18" in message
+            crossing = "blocks of 4 along axis 0 cross the boundaries of its shards of"
+            assert f"{crossing} 18" in message
             assert message.count("block_axis=1 fits") == 1
             assert message.count("block_axis=2 fits") == 1
             assert "'even'" not in message

@@ -12,16 +12,19 @@ from _compiled import collectives
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from test_lowering import KERNEL, expect_in_place
 
 from octavo import optim
 
 from aot import TPUS
 from aot import sharding as device_of
+from cases import ADAPTING, OPTIMIZERS, RULES
+from kernels import KERNEL, expect_in_place
 from meshes import AXES, given, layer_axes, mesh_of, on, values
 
-# Sums of a leaf of layers that are spread out, of one cut in both directions, of one
-# that is not cut, and of a small one.
+# As few other tests have them: what is compiled is kept.
+EAGER = ("columns", "layers/last", "replicated")
+# Sums of a leaf of layers that are spread out, of one sharded along both axes, of one
+# that is replicated, and of a small one.
 NAMES = ("both", "layers/first", "replicated", "bias")
 
 
@@ -34,9 +37,11 @@ class Case(NamedTuple):
 
 
 CASES: dict[str, Case] = {
-    "adamw": Case(optim.adamw, {"grad_clip_value": 1.0}, 0),
-    "lamb": Case(optim.lamb, {"weight_decay": 0.1}, 1),
-    "lars": Case(optim.lars, {"weight_decay": 0.1}, 1),
+    **{
+        rule: Case(RULES[rule].ours, RULES[rule].kwargs, int(rule in ADAPTING))
+        for rule in OPTIMIZERS
+    },
+    "value": Case(optim.adamw, {"grad_clip_value": 1.0}, 0),
     "clip": Case(optim.adamw, {"grad_clip_norm": 1.0}, 1),
     "percentile": Case(optim.adamw, {"percentile_clipping": 20}, 1),
     "skip": Case(optim.adamw, {"skip_nonfinite": True}, 1),
@@ -56,7 +61,7 @@ def compiled(tx: optim.Transformation, params: Any, state: Any) -> Any:
 @pytest.mark.parametrize(
     ("case", "axes"),
     [(case, "auto") for case in CASES]
-    + [(case, "explicit") for case in ("adamw", "lamb", "lars", "two")],
+    + [(case, "explicit") for case in (*OPTIMIZERS, "two")],
 )
 def test_a_step_reduces_once_if_at_all_and_moves_nothing_else(
     case: str, axes: str
@@ -74,7 +79,7 @@ def test_a_step_reduces_once_if_at_all_and_moves_nothing_else(
 
 
 def compiled_init(tx: Any, params: Any, placed: Any) -> Any:
-    """A state that lies on the devices as `state_sharding` says."""
+    """A state on the devices that `state_sharding` names."""
     shardings = optim.state_sharding(tx, params, placed)
     return jax.jit(tx.init, out_shardings=shardings)(params)
 
@@ -82,8 +87,7 @@ def compiled_init(tx: Any, params: Any, placed: Any) -> Any:
 def expect_each_device_holds_its_shards(program: Any, params: Any, state: Any) -> None:
     """And writes over all of them."""
     expect_in_place(program, smallest_leaf=0)
-    trees = (params, state.moments, state.scales)
-    leaves = jax.tree.leaves(trees)
+    leaves = jax.tree.leaves((params, state.trees))
     held = sum(x.addressable_shards[0].data.nbytes for x in leaves)
     alias = program.memory_analysis().alias_size_in_bytes
     small = sum(x.nbytes for x in jax.tree.leaves((state.count, state.extra)))
@@ -98,11 +102,35 @@ def test_donated_arrays_are_used_up() -> None:
     state, grads = tx.init(params), jax.device_put(values(1, NAMES), placed)
     step = jax.jit(lambda p, s, g: tx.step(g, s, p), donate_argnums=(0, 1))
     new = step(params, state, grads)
-    old = (params, state.moments, state.scales, state.count)
+    old = (params, state.trees, state.count)
     assert all(x.is_deleted() for x in jax.tree.leaves(old))
     before = [x.unsafe_buffer_pointer() for x in addressed(new)]
     after = [x.unsafe_buffer_pointer() for x in addressed(step(*new, grads))]
     assert before == after
+
+
+@pytest.mark.parametrize("axes", AXES)
+@pytest.mark.parametrize("rule", OPTIMIZERS)
+def test_an_eager_step_is_compiled_once(
+    rule: str, axes: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Outside of jit, too: the second step compiles nothing."""
+    placed = on(mesh_of("4x2", axes), EAGER)
+    case = RULES[rule]
+    tx = case.ours(0.1, layer_axes=layer_axes, **case.kwargs, **given(axes, placed))
+    params = jax.device_put(values(0, EAGER), placed)
+    grads, state = params, tx.init(params)
+    compilations = []
+    for _ in range(2):
+        caplog.clear()
+        with jax.log_compiles():
+            params, state = tx.step(grads, state, params)
+        messages = [r.getMessage() for r in caplog.records]
+        compilations.append([m for m in messages if m.startswith("Compiling")])
+    first, second = compilations
+    passes = [m for m in first if "_in_shards" in m]
+    assert len(passes) == case.kernels
+    assert not second
 
 
 def addressed(tree: Any) -> list[Any]:
@@ -165,7 +193,7 @@ def test_kernels_on_four_chips(case: str, axes: str) -> None:
         {"all-reduce": reductions} if reductions else {}
     )
     kernels = len(re.findall(KERNEL["tpu"], program.as_text()))
-    passes = {"adamw": 1, "lamb": 2, "two": 3}[case]
+    passes = 1 + reductions
     assert kernels == passes * (len(MODEL) - 1)
     # The compiler keeps up to 256 KiB for each kernel; the smallest shard has 2 MiB.
     expect_in_place(program, smallest_leaf=kernels * 2**18)

@@ -16,7 +16,7 @@ from octavo import optim
 from meshes import mesh_of
 
 
-def cut(kernel: Any, bias: Any) -> Any:
+def tree(kernel: Any, bias: Any) -> Any:
     return {"a": {"kernel": kernel}, "b": bias}
 
 
@@ -28,25 +28,25 @@ def bad_shardings() -> dict[str, tuple[Any, str]]:
     return {
         "missing": ({"a": {"kernel": here}}, "sharding does not fit .* at 'b'"),
         "unknown": (
-            {**cut(here, whole), "c": whole},
+            {**tree(here, whole), "c": whole},
             "sharding does not fit .* at 'c'",
         ),
-        "None": (cut(here, None), "sharding at 'b' is None, not NamedShardings"),
-        "number": (cut(3, whole), "sharding at 'a/kernel' is 3, not NamedShardings"),
+        "None": (tree(here, None), "sharding at 'b' is None, not NamedShardings"),
+        "number": (tree(3, whole), "sharding at 'a/kernel' is 3, not NamedShardings"),
         "mesh": (
-            cut(here, NamedSharding(other, P())),
+            tree(here, NamedSharding(other, P())),
             "'a/kernel' is on the mesh {'d': 4, 'm': 2}, but 'b' on {'d': 8}: put all",
         ),
         "rank": (
-            cut(here, NamedSharding(mesh, P("d", "m"))),
+            tree(here, NamedSharding(mesh, P("d", "m"))),
             r"sharding for 'b': P\('d', 'm'\) has 2 axes, but its shape \(6,\) has 1",
         ),
         "divides": (
-            cut(here, NamedSharding(mesh, P("d"))),
-            r"sharding for 'b': P\('d',\) cuts axis 0 of .* \(6,\) into 4 unequal",
+            tree(here, NamedSharding(mesh, P("d"))),
+            r"sharding for 'b': P\('d',\) partitions axis 0 .* into 4 unequal",
         ),
         "no mesh": (
-            cut(P("d", "m"), P()),
+            tree(P("d", "m"), P()),
             r"sharding for 'a/kernel': P\('d', 'm'\) needs a mesh, and none is set",
         ),
         "one device": (
@@ -56,14 +56,14 @@ def bad_shardings() -> dict[str, tuple[Any, str]]:
     }
 
 
-PARAMS = cut(np.ones((64, 128), np.float32), np.ones(6, np.float32))
+PARAMS = tree(np.ones((64, 128), np.float32), np.ones(6, np.float32))
 CALLS: dict[str, Callable[[Any], Any]] = {
     "init": lambda bad: optim.adam(0.1, sharding=bad).init(PARAMS),
     "step": lambda bad: optim.adam(0.1, sharding=bad).step(
         PARAMS, optim.adam(0.1).init(PARAMS), PARAMS
     ),
     "state_sharding": lambda bad: optim.state_sharding(optim.adam(0.1), PARAMS, bad),
-    "check_sharding": lambda bad: optim.check_sharding(optim.adam(0.1), PARAMS, bad),
+    "explain": lambda bad: optim.explain(optim.adam(0.1), PARAMS, bad),
 }
 
 
@@ -82,7 +82,7 @@ def test_unknown_axes_within_a_mesh(call: str) -> None:
         jax.set_mesh(mesh_of("4x2", "auto")),
         pytest.raises(ValueError, match=f"{message} has 'd', 'm'"),
     ):
-        CALLS[call](cut(P("d", "x"), P()))
+        CALLS[call](tree(P("d", "x"), P()))
 
 
 def test_arrays_on_different_meshes() -> None:
@@ -96,7 +96,20 @@ def test_arrays_on_different_meshes() -> None:
         optim.adam(0.1).init(params)
 
 
-def test_check_sharding_takes_no_chain() -> None:
+def test_a_named_backend_that_refuses_a_leaf() -> None:
+    """On a mesh, too, the error names it; what is not quantized goes to XLA."""
+    sharding = NamedSharding(mesh_of("4x2", "auto"), P("d"))
+    tx = optim.adam(0.1, sharding=sharding, backend="tpu")
+    params = {"a": {"bias": jnp.ones(64), "scale": jnp.ones(8192)}}
+    message = r"'a/scale': backend='tpu' does not take it: .* rank 2 or more"
+    with pytest.raises(ValueError, match=message):
+        tx.step(params, tx.init(params), params)
+    params["a"].pop("scale")
+    params, _ = tx.step(params, tx.init(params), params)
+    assert params["a"]["bias"].sharding.is_equivalent_to(sharding, 1)
+
+
+def test_explain_takes_no_chain() -> None:
     tx: Any = optax.chain(optim.adam(0.1))
-    with pytest.raises(TypeError, match="an Octavo optimizer itself, not a chain"):
-        optim.check_sharding(tx, PARAMS, NamedSharding(mesh_of("4x2", "auto"), P()))
+    with pytest.raises(TypeError, match="an Octavo optimizer itself, no chain"):
+        optim.explain(tx, PARAMS, NamedSharding(mesh_of("4x2", "auto"), P()))

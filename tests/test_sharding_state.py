@@ -1,4 +1,4 @@
-"""A state lies as its parameters do: made in any way, kept by steps, as Flax has it."""
+"""A state is sharded like its parameters: by any init, after steps, in Flax."""
 
 from collections.abc import Callable
 from typing import Any
@@ -27,7 +27,7 @@ KEEPS: dict[str, Any] = {
 
 
 def model(axes: str, **options: Any) -> tuple[optim.Transformation, Any, Any]:
-    """LAMB, parameters on a mesh of 4 by 2, and how they lie."""
+    """LAMB, parameters on a mesh of 4 by 2, and their shardings."""
     placed = on(mesh_of("4x2", axes), FEW)
     tx = optim.lamb(
         0.01, state=stored, layer_axes=layer_axes, **options, **given(axes, placed)
@@ -35,13 +35,12 @@ def model(axes: str, **options: Any) -> tuple[optim.Transformation, Any, Any]:
     return tx, jax.device_put(values(0, FEW), placed), placed
 
 
-def expect_state_lies_as(state: optim.State, placed: Any) -> None:
+def expect_state_sharded_like(state: optim.State, placed: Any) -> None:
     """Codes and scales as their parameters, all of whose blocks are whole; else P()."""
-    for trees in (state.moments, state.scales):
-        for name, tree in trees.items():
-            for leaf, sharding in placed.items():
-                where = tree[leaf].sharding
-                assert where.is_equivalent_to(sharding, tree[leaf].ndim), (name, leaf)
+    for name, tree in state.trees.items():
+        for leaf, sharding in placed.items():
+            where = tree[leaf].sharding
+            assert where.is_equivalent_to(sharding, tree[leaf].ndim), (name, leaf)
     mesh = next(iter(placed.values())).mesh
     everywhere = NamedSharding(mesh, P())
     for x in jax.tree.leaves((state.count, state.extra)):
@@ -75,12 +74,12 @@ def test_steps_keep_a_state_where_init_put_it(axes: str, init: str) -> None:
     """And are traced once: types and shardings do not change."""
     tx, params, placed = model(axes, **KEEPS)
     state = INITS[init](tx, params, placed)
-    expect_state_lies_as(state, placed)
+    expect_state_sharded_like(state, placed)
     chex.clear_trace_counter()
     step = jax.jit(chex.assert_max_traces(lambda p, s: tx.step(p, s, p), n=1))
     for _ in range(3):
         params, state = step(params, state)
-        expect_state_lies_as(state, placed)
+        expect_state_sharded_like(state, placed)
         for name, sharding in placed.items():
             assert params[name].sharding.is_equivalent_to(sharding, params[name].ndim)
 
@@ -105,11 +104,13 @@ def test_loops_carry_a_state(axes: str) -> None:
         jax.jit(loop)(params, state),
         jax.jit(lambda p: scan(p, tx.init(p)))(params),
     ):
-        expect_state_lies_as(got[1], placed)
+        expect_state_sharded_like(got[1], placed)
         chex.assert_trees_all_equal_shapes_and_dtypes(got, expected)
         # In other programs, a multiply-add is contracted or not.
         chex.assert_trees_all_close(got[0], expected[0], rtol=1e-6, atol=1e-6)
-        chex.assert_trees_all_equal(got[1].moments, expected[1].moments)
+        for slot in expected[1].slots:
+            codes = (getattr(state, slot) for state in (got[1], expected[1]))
+            chex.assert_trees_all_equal(*codes)
 
 
 @every_axes
@@ -121,16 +122,16 @@ def test_an_eager_state_of_a_large_leaf_is_never_on_one_device(axes: str) -> Non
     tx = optim.adam(0.1, **given(axes, sharding))
     state = tx.init(p)
     shardings = optim.state_sharding(tx, p, sharding)
-    assert shardings.scales["mu_scale"].spec == P(None, "m")
+    assert shardings.mu_scale.spec == P(None, "m")
     for x, where in zip(
         jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True
     ):
         assert len(x.sharding.device_set) == 8
         assert x.sharding.is_equivalent_to(where, x.ndim)
-    assert state.moments["mu"].addressable_shards[0].data.shape == (6, 384)
+    assert state.mu.addressable_shards[0].data.shape == (6, 384)
 
 
-def test_the_option_says_where_a_state_lies() -> None:
+def test_the_option_says_where_a_state_is() -> None:
     """Not the parameters, which are still on every device, or on one."""
     mesh = mesh_of("4x2", "auto")
     sharding = NamedSharding(mesh, P("d", "m"))
@@ -139,7 +140,7 @@ def test_the_option_says_where_a_state_lies() -> None:
         jnp.zeros((128, 64)),
         jax.device_put(jnp.zeros((128, 64)), NamedSharding(mesh, P())),
     ):
-        assert tx.init(p).moments["mu"].sharding.is_equivalent_to(sharding, 2)
+        assert tx.init(p).mu.sharding.is_equivalent_to(sharding, 2)
 
 
 @every_axes
@@ -152,11 +153,11 @@ def test_partition_specs_within_a_mesh(axes: str, placed: bool) -> None:
     tx = optim.lamb(0.1, sharding=spec)
     with jax.set_mesh(mesh):
         state = tx.init(p)
-        assert optim.state_sharding(tx, p, spec).moments["mu"].spec == spec
+        assert optim.state_sharding(tx, p, spec).mu.spec == spec
         p = jax.device_put(p, sharding)
         p, state = jax.jit(tx.step)(p, state, p)
     assert p.sharding.is_equivalent_to(sharding, 2)
-    assert state.moments["mu"].sharding.is_equivalent_to(sharding, 2)
+    assert state.mu.sharding.is_equivalent_to(sharding, 2)
 
 
 @pytest.mark.parametrize("types", ["Explicit Auto", "Auto Explicit"])
@@ -171,7 +172,7 @@ def test_meshes_with_axes_of_both_types(types: str) -> None:
     state = jax.jit(tx.init, out_shardings=shardings)(p)
     p, state = jax.jit(tx.step)(p, state, p)
     assert p.sharding.is_equivalent_to(sharding, 2)
-    assert state.moments["mu"].sharding.is_equivalent_to(sharding, 2)
+    assert state.mu.sharding.is_equivalent_to(sharding, 2)
 
 
 def wrapped(tx: Any) -> dict[str, Any]:
@@ -187,7 +188,7 @@ def wrapped(tx: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("wrapper", list(wrapped(optax.identity())))
 @every_axes
 def test_state_sharding_of_wrapped_optimizers(axes: str, wrapper: str) -> None:
-    """From shapes alone: whatever has a parameter's path lies as it does."""
+    """From shapes alone: whatever has a parameter's path is sharded like it."""
     tx, params, placed = model(axes)
     tx = wrapped(tx)[wrapper]
     shapes = jax.eval_shape(lambda: values(0, FEW))
@@ -213,12 +214,10 @@ def test_state_sharding_of_a_prefix() -> None:
     rows, columns = (NamedSharding(mesh, P(*axes)) for axes in (("d",), (None, "m")))
     tx = optim.adamw(0.1)
     everywhere = optim.state_sharding(tx, shapes, rows)
-    assert everywhere.moments["mu"]["decoder"]["up"] == NamedSharding(
-        mesh, P("d", None)
-    )
+    assert everywhere.mu["decoder"]["up"] == NamedSharding(mesh, P("d", None))
     found = optim.state_sharding(tx, shapes, {"decoder": rows, "head": columns})
-    assert found.moments["nu"]["decoder"]["up"].spec == P("d", None)
-    assert found.scales["nu_scale"]["head"].spec == P(None, "m")
+    assert found.nu["decoder"]["up"].spec == P("d", None)
+    assert found.nu_scale["head"].spec == P(None, "m")
     assert found.count.spec == P()
     states = [
         optim.adamw(0.1, sharding=option).init(
@@ -228,8 +227,8 @@ def test_state_sharding_of_a_prefix() -> None:
     ]
     for state, shardings in zip(states, (everywhere, found), strict=True):
         for x, y in zip(
-            jax.tree.leaves(state.moments),
-            jax.tree.leaves(shardings.moments),
+            jax.tree.leaves((state.mu, state.nu)),
+            jax.tree.leaves((shardings.mu, shardings.nu)),
             strict=True,
         ):
             assert x.sharding.is_equivalent_to(y, x.ndim)
@@ -282,15 +281,11 @@ def test_linen_train_state_with_partitioned_parameters(axes: str) -> None:
         losses.append(float(value))
     assert losses[2] < losses[1] < losses[0]
     opt_state = nn.unbox(state.opt_state)
-    for tree in (
-        nn.unbox(state.params),
-        *opt_state.moments.values(),
-        *opt_state.scales.values(),
-    ):
+    for tree in (nn.unbox(state.params), *opt_state.trees.values()):
         for layer, spec in (("Dense_0", P("d", "m")), ("Dense_1", P("m", "d"))):
             kernel = tree[layer]["kernel"]
             assert kernel.sharding.is_equivalent_to(NamedSharding(mesh, spec), 2)
-    assert opt_state.moments["mu"]["Dense_0"]["kernel"].dtype == jnp.int8
+    assert opt_state.mu["Dense_0"]["kernel"].dtype == jnp.int8
 
 
 @every_axes
@@ -321,6 +316,6 @@ def test_nnx_optimizer_with_partitioned_parameters(axes: str) -> None:
     assert losses[2] < losses[1] < losses[0]
     state = nnx.as_pure(nnx.state(optimizer))["opt_state"]
     sharding = NamedSharding(mesh, P("d", "m"))
-    for tree in (*state["moments"].values(), *state["scales"].values()):
-        assert tree["kernel"].sharding.is_equivalent_to(sharding, 2)
-    assert state["moments"]["mu"]["kernel"].dtype == jnp.int8
+    for name in ("mu", "nu", "mu_scale", "nu_scale"):
+        assert state[name]["kernel"].sharding.is_equivalent_to(sharding, 2)
+    assert state["mu"]["kernel"].dtype == jnp.int8

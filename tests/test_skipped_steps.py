@@ -12,8 +12,11 @@ import pytest
 from octavo import optim
 
 from bits import assert_same_bits, bits
-from test_limits import EVERYTHING, KEEPS, OPTIMIZERS, every_optimizer, tree
-from test_rules import run_step
+from cases import OPTIMIZERS
+from limits import KEEPS, everything, limited, tree
+from training import run_step
+
+every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
 
 
 def copied(tree: Any) -> Any:
@@ -46,17 +49,16 @@ def _spoil(g: Any, name: str, value: float) -> Any:
     ("call", "dtype"),
     [("step", "float32"), ("update", "float32"), ("step", "bfloat16")],
 )
-@pytest.mark.parametrize(
-    "options", [KEEPS["skipped"], EVERYTHING], ids=["alone", "with everything"]
-)
+@pytest.mark.parametrize("options", ["alone", "with everything"])
 @every_optimizer
 def test_a_bad_gradient_anywhere_changes_nothing_anywhere(
-    name: str, call: str, options: dict[str, Any], dtype: str
+    name: str, call: str, options: str, dtype: str
 ) -> None:
     """Bit for bit, and the next step is taken as if there had been none."""
     params, (first, second) = tree(2, dtype)
     params["dense"]["bias"] = params["dense"]["bias"].at[0].set(-0.0)
-    tx = OPTIMIZERS[name](0.01, weight_decay=0.1, **options)
+    given = KEEPS["skipped"] if options == "alone" else everything(name)
+    tx = limited(name, 0.01, **given)
 
     def take(params: Any, state: Any, g: Any) -> Any:
         if call == "step":
@@ -88,7 +90,7 @@ def test_a_bad_gradient_anywhere_changes_nothing_anywhere(
 @every_optimizer
 def test_updates_of_a_skipped_step_are_zeros(name: str) -> None:
     params, (g,) = tree()
-    tx = OPTIMIZERS[name](0.01, weight_decay=0.1, **EVERYTHING)
+    tx = limited(name, 0.01, **everything(name))
     update = jax.jit(tx.update)
     for bad in BAD:
         updates, _ = update(bad(g), tx.init(params), params)

@@ -1,5 +1,6 @@
 """The state: its size, its layout, its report, and Flax around it."""
 
+import pickle
 import subprocess
 import sys
 from typing import Any
@@ -15,9 +16,10 @@ import pytest
 from flax import nnx
 
 from octavo import optim
+from octavo.pallas_kernels import FORMATS as KERNEL_FORMATS
 from octavo.pallas_kernels import blocks_of
 
-from cases import FORMATS
+from cases import FORMATS, RULES
 
 SHAPES = {"w": jax.ShapeDtypeStruct((4096, 4096), jnp.float32)}
 
@@ -30,10 +32,38 @@ def test_8bit_adam_takes_at_most_2_13_bytes_per_parameter() -> None:
 
 def test_layout_is_codes_of_the_parameters_shape_and_scales_of_its_rank() -> None:
     state = jax.eval_shape(optim.adam(1e-3).init, SHAPES)
-    assert state._fields == ("count", "moments", "scales", "extra")
-    assert state.moments["mu"]["w"].shape == (4096, 4096)
-    assert state.scales["nu_scale"]["w"].shape == (128, 4096)
-    assert list(state.extra["format"]) == ["mu_log8-nu_root8"]
+    assert state._fields == ("count", "mu", "nu", "mu_scale", "nu_scale", "extra")
+    assert state.mu["w"].shape == (4096, 4096)
+    assert state.nu_scale["w"].shape == (128, 4096)
+    assert list(state.extra["format"]) == ["mu=log8,nu=root8"]
+
+
+@pytest.mark.parametrize("stored", FORMATS)
+@pytest.mark.parametrize("rule", RULES)
+def test_a_state_is_a_named_tuple_of_its_slots(rule: str, stored: str) -> None:
+    """Codes for each slot, scales for those that have blocks; it survives pickling."""
+    case = RULES[rule]
+    tx = case.ours(1e-3, **case.kwargs, state=stored)
+    state = tx.init({"w": jnp.zeros((64, 128)), "b": jnp.zeros(8)})
+    slots = tx.optimizer.rule.slots
+    formats = [KERNEL_FORMATS[stored](slot.signed) for slot in slots]
+    names = [slot.name for slot in slots]
+    scales = [f"{n}_scale" for n, f in zip(names, formats, strict=True) if f.quantized]
+    assert isinstance(state, optim.State) and isinstance(state, tuple)
+    assert state._fields == ("count", *names, *scales, "extra")
+    assert state.slots == tuple(names)
+    assert list(state.trees) == [*names, *scales]
+    for form, name in zip(formats, names, strict=True):
+        codes = state.codes(name)
+        assert codes.paths == ("b", "w")
+        assert [x.shape for x in codes.leaves] == [(8,), (64, 128)]
+        assert codes.leaves[1].dtype == form.dtype
+        assert (state.scales(name) is None) == (not form.quantized)
+    (tag,) = state.extra["format"]
+    assert tag == ",".join(f"{n}={f.name}" for n, f in zip(names, formats, strict=True))
+    again = pickle.loads(pickle.dumps(state))
+    assert type(again) is type(state)
+    assert jax.tree.structure(again) == jax.tree.structure(state)
 
 
 @pytest.mark.parametrize(
@@ -62,12 +92,12 @@ def test_per_leaf_options() -> None:
         block_axis=lambda path: -1 if path == "dense" else None,
     )
     state = tx.init(params)
-    assert state.moments["mu"]["embed"].dtype == jnp.float32
-    assert state.scales["mu_scale"]["dense"].shape == (512, 16)
+    assert state.mu["embed"].dtype == jnp.float32
+    assert state.mu_scale["dense"].shape == (512, 16)
     params, state = jax.jit(tx.step)(params, state, params)
     mixed = optim.adam(1e-3, state={"mu": "bf16", "nu": "8bit"}).init(params)
-    assert mixed.moments["mu"]["dense"].dtype == jnp.bfloat16
-    assert list(mixed.scales) == ["nu_scale"]
+    assert mixed.mu["dense"].dtype == jnp.bfloat16
+    assert mixed._fields == ("count", "mu", "nu", "nu_scale", "extra")
 
 
 @pytest.mark.parametrize("state", FORMATS)
@@ -100,7 +130,7 @@ def test_names_fix_the_state() -> None:
         named = getattr(optim, name)
         assert named.__name__ == name
         state = jax.eval_shape(named(1e-3).init, SHAPES)
-        assert state.moments["nu"]["w"].dtype == dtype
+        assert state.nu["w"].dtype == dtype
 
 
 class Model(nn.Module):
@@ -126,8 +156,9 @@ def test_linen_train_state_equals_update_and_apply() -> None:
     assert new.step == 1
     specs = nn.get_partition_spec(state.opt_state)
     assert (
-        specs.moments["mu"]["Dense_1"]["kernel"]
-        == specs.scales["mu_scale"]["Dense_1"]["kernel"]
+        specs.mu["Dense_1"]["kernel"]
+        == specs.mu_scale["Dense_1"]["kernel"]
+        == nn.get_partition_spec(params)["Dense_1"]["kernel"]
     )
 
 
@@ -182,3 +213,18 @@ def test_doctests(folder: str) -> None:
         [*command, "-o", "addopts=-q", folder], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_importing_it_imports_neither_flax_nor_orbax_nor_a_kernel() -> None:
+    """They are imported when they are first needed."""
+    program = (
+        "import sys; from octavo import optim, schedules; "
+        "late = ('flax', 'orbax.checkpoint', 'rich', 'jax.experimental.pallas'); "
+        "assert not [name for name in late if name in sys.modules]; "
+        "optim.checkpoint.restore, optim.TrainState; "
+        "assert 'flax' in sys.modules"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,6 +1,6 @@
 """Five steps of LAMB on four devices: `python two_processes.py COUNT RANK PORT OUT`.
 
-Each of COUNT processes has its part of the devices, and writes what lies on them.
+Each of COUNT processes has its part of the devices, and writes what is on them.
 """
 
 import sys

@@ -62,7 +62,8 @@ def main(rank: int, port: str, folder: Path) -> None:
         assert_same_shards(checkpoint.restore(manager, tx, target, shardings), state)
         converted = checkpoint.restore(manager, wide, fresh, convert=True)
         moments = optim.dequantize(state.opt_state)
-        assert_same_shards(converted.opt_state.moments, moments)
+        stored = {slot: getattr(converted.opt_state, slot) for slot in moments}
+        assert_same_shards(stored, moments)
     assert_same_shards(checkpoint.restore(folder, tx, state), state)
     print("done")
 

@@ -11,8 +11,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from ..report import shown_size
-from ..state import scale_name
+from ..reports import shown_size
+from ..storage.state import scale_name
 from .files import Saved, open_saved
 from .sources import join
 
@@ -65,8 +65,8 @@ def _slots(saved: Saved, path: str, state: dict[str, Any]) -> Table:
             form = how["formats"][k]
             dense = form in ("32bit", "bf16")
             blocks = "" if dense else f"{how['block_size']} along {how['block_axis']}"
-            codes = join(path, "moments", slot, leaf)
-            scales = join(path, "scales", scale_name(slot), leaf)
+            codes = join(path, slot, leaf)
+            scales = join(path, scale_name(slot), leaf)
             size = sum(_nbytes(arrays.get(p)) for p in (codes, scales))
             full = 4 * math.prod(how["shape"])
             groups.setdefault((form, blocks), []).append((size, full))

@@ -1,4 +1,4 @@
-"""A checksum of an array that does not depend on how it lies on the devices."""
+"""A checksum of an array that does not depend on how it is sharded."""
 
 import math
 from typing import Any
@@ -17,7 +17,7 @@ def checksum(x: Any) -> jax.Array:
     """Two uint32 that change if a bit of an array does.
 
     Each value's bits are hashed with its global position, and the hashes added up as
-    integers: in any order, on any mesh, on the devices where they lie. One changed
+    integers: in any order, on any mesh, on the devices where they are. One changed
     value always shows, several with a probability of 1 - 2**-64.
     """
     if is_key(x):

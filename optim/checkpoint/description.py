@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from ..fused import Transformation
-from ..state import State
-from ..stored import stored
-from ..tree import path_name
+from ..stepping.transformation import Transformation
+from ..storage.state import State
+from ..storage.table import records_of
+from ..storage.tree import path_name
 from .checksum import checksum, is_key, shown
 
 VERSION = 1
@@ -58,25 +58,30 @@ def describe(step: int, tree: Any, tx: Any = None, checksums: bool = True) -> An
         "octavo": metadata.version("octavo"),
         "jax": jax.__version__,
         "step": int(step),
-        "seed": tx.seed if isinstance(tx, Transformation) else None,
+        "seed": seed_of(tx),
         "states": {path: _state(state) for path, state in states_of(tree).items()},
         "arrays": arrays,
     }
     return content | {"digest": _digest(content)}
 
 
+def seed_of(tx: Any) -> int | None:
+    """The seed of an Octavo optimizer."""
+    return tx.optimizer.settings.seed if isinstance(tx, Transformation) else None
+
+
 def _state(state: State) -> dict[str, Any]:
     return {
         "count": int(state.count),
-        "slots": list(state.moments),
+        "slots": list(state.slots),
         "leaves": {
             path: {
-                "shape": list(leaf.blocks.shape),
-                "formats": [f.name for f in leaf.formats],
-                "block_size": leaf.blocks.size,
-                "block_axis": leaf.blocks.axis,
+                "shape": list(record.shape),
+                "formats": [f.name for f in record.formats],
+                "block_size": record.blocks.size,
+                "block_axis": record.blocks.axis,
             }
-            for path, leaf in stored(state).items()
+            for path, record in records_of(state).items()
         },
     }
 
@@ -111,7 +116,7 @@ def _digest(content: Mapping[str, Any]) -> str:
 
 
 def flat(tree: Any) -> dict[str, Any]:
-    """The leaves of a tree by their paths, `opt_state/0/moments/mu/kernel`."""
+    """The leaves of a tree by their paths, `opt_state/0/mu/kernel`."""
     with_paths, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {path_name(path): leaf for path, leaf in with_paths}
 

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from ..tree import path_name
+from ..storage.tree import path_name
 from .checksum import checksum, is_shortened, shown
 from .description import CheckpointError, DamagedCheckpointError, flat, read
 

@@ -9,14 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from ..convert import NEGATED, mesh_of
-from ..limits import HISTORY
-from ..state import State, scale_name
-from ..stored import StoredLeaf, format_table
-from ..tree import Leaves
+from octavo.pallas_kernels import Storage
+
+from ..convert import mesh_of
+from ..stepping.norms import HISTORY
+from ..storage.state import State, scale_name
+from ..storage.table import table_of
 from .description import CheckpointError, flat, form
 from .files import Saved
-from .moves import Move, converted, loaded_as, shown, typed, zeros
+from .moves import Move, converted, fresh, loaded_as, shown, typed
 from .sources import Source, below, join, octavo_sources, optax_sources
 from .target import Target
 
@@ -80,7 +81,7 @@ class Match:
                 )
             return
         got, (shape, want) = self._arrays[path], form(leaf)
-        self._check_shape(path, shape)
+        self._check_shape(path, shape, tuple(got.shape))
         # Whether a step is a number of Python or an array differs between trainers.
         counts = shape == () and {np.dtype(got.dtype).kind, want.kind} == {"i"}
         if got.dtype != want and not (counts or self._convert):
@@ -91,8 +92,9 @@ class Match:
             )
         self._take((path,), (path,), lambda x: (typed(x, leaf),))
 
-    def _check_shape(self, path: str, shape: tuple[int, ...]) -> None:
-        got = tuple(self._arrays[path].shape)
+    def _check_shape(
+        self, path: str, shape: tuple[int, ...], got: tuple[int, ...]
+    ) -> None:
         if got != shape:
             raise self._misfit(
                 path,
@@ -127,24 +129,21 @@ class Match:
         source = self._source(path, state)
         if source is None:
             return
-        how = self._target.stored[path]
+        how = self._target.records[path]
         self._used.update(self._belonging(source, path, how))
         self._move_simple(join(path, "count"), state.count, source.count)
-        for k, slot in enumerate(state.moments):
-            codes = Leaves.of(state.moments[slot])
-            name = scale_name(slot)
-            scales = state.scales.get(name)
-            old = None if scales is None else Leaves.of(scales).leaves
+        for k, slot in enumerate(state.slots):
+            codes, scales = state.codes(slot), state.scales(slot)
             for i, leaf in enumerate(codes.paths):
-                goals = (join(path, "moments", slot, leaf),)
-                if old is not None:
-                    goals = (*goals, join(path, "scales", name, leaf))
-                like = codes.leaves[i], None if old is None else old[i]
+                goals = (join(path, slot, leaf),)
+                if scales is not None:
+                    goals = (*goals, join(path, scale_name(slot), leaf))
+                like = codes.leaves[i], None if scales is None else scales.leaves[i]
                 self._move_moment(source, goals, how[leaf], k, slot, leaf, like)
         for extra, leaf in flat(state.extra).items():
             goal, where = (join(x, "extra", extra) for x in (path, source.root))
             if extra.partition("/")[0] == "format":
-                table = format_table(list(how.values()), len(state.moments))
+                table = table_of(list(how.values()), len(state.slots))
                 self._moves[(goal,)] = Move((), lambda t=table: (t,))
             elif extra == "clip_history" and (self._partial or self._convert):
                 self._move_history(goal, where, source, how)
@@ -152,30 +151,30 @@ class Match:
                 self._move_simple(goal, leaf, where)
 
     def _belonging(
-        self, source: Source, path: str, how: Mapping[str, StoredLeaf]
+        self, source: Source, path: str, how: Mapping[str, Storage]
     ) -> list[str]:
         """What of the checkpoint has found its place once a state is restored."""
-        if source.how is None:
+        if source.records is None:
             # Of optax, counters of schedules and the like are left over.
             root = path.partition("/")[0]
             return [p for p in self._arrays if below(p, root)]
         gone = {
             codes
-            for leaf in source.how.keys() - how.keys()
+            for leaf in source.records.keys() - how.keys()
             for slot in source.slots
             for codes in (source.codes(slot, leaf), source.scales(slot, leaf))
         }
         return [p for p in self._arrays if below(p, source.root) and p not in gone]
 
     def _move_history(
-        self, goal: str, path: str, source: Source, how: Mapping[str, StoredLeaf]
+        self, goal: str, path: str, source: Source, how: Mapping[str, Storage]
     ) -> None:
         """Norms of past gradients, one row for each leaf; infinite: not known."""
         if path not in self._arrays:
             shape = (len(how), HISTORY)
             self._moves[(goal,)] = Move((), lambda: (jnp.full(shape, jnp.inf),))
             return
-        rows = {leaf: k for k, leaf in enumerate(source.how or ())}
+        rows = {leaf: k for k, leaf in enumerate(source.records or ())}
         of = np.array([rows.get(leaf, -1) for leaf in how])
 
         def make(x: jax.Array) -> tuple[jax.Array]:
@@ -201,28 +200,32 @@ class Match:
         self,
         source: Source,
         goals: tuple[str, ...],
-        how: StoredLeaf,
+        how: Storage,
         k: int,
         slot: str,
         leaf: str,
         like: tuple[Any, Any],
     ) -> None:
         """One moment of one leaf, with its scales."""
-        codes, scales = like
+        codes = like[0]
         path = source.codes(slot, leaf)
         if path not in self._arrays:
             if not self._partial:
                 raise self._misfit(
                     path, "is not in the checkpoint", "partial=True starts it anew"
                 )
-            self._moves[goals] = Move((), lambda: zeros(codes, scales))
+            self._moves[goals] = Move((), lambda: fresh(how, k, like))
             return
-        self._check_shape(path, tuple(codes.shape))
-        was = source.stored(leaf, tuple(codes.shape), k)
+        was = source.record(leaf, how, self._arrays[path].dtype)
+        whole = how.slots[k].shape or how.shape
+        if source.records is None:
+            self._check_shape(path, whole, tuple(self._arrays[path].shape))
+        else:
+            self._check_shape(path, whole, was.slots[k].shape or was.shape)
         scale_path = source.scales(slot, leaf)
         reads = (path,) if scale_path not in self._arrays else (path, scale_path)
         dense = not was.formats[k].quantized
-        negated = source.how is None and slot in NEGATED
+        negated = source.records is None and how.slots[k].negated
         same = (
             not negated
             and was.formats[k] == how.formats[k]
@@ -233,7 +236,7 @@ class Match:
             self._take(goals, reads, lambda *x: x)
             return
         if same and dense:  # its scales, if any, are not used
-            self._take(goals, (path,), lambda x: (x, *zeros(codes, scales)[1:]))
+            self._take(goals, (path,), lambda x: (x, *fresh(how, k, like)[1:]))
             return
         if not self._convert:
             raise self._misfit(
@@ -249,7 +252,7 @@ class Match:
     def _source(self, path: str, state: State) -> Source | None:
         """Where the checkpoint has the moments of a state."""
         found = self._octavo
-        slots = tuple(state.moments)
+        slots = state.slots
         fitting = [s for s in found if s.slots == slots]
         exact = [s for s in found if s.root == path]
         if exact and exact[0].slots != slots:
@@ -261,8 +264,8 @@ class Match:
             )
         if exact:
             return exact[0]
-        leaves = Leaves.of(state.moments[slots[0]]).paths
-        other = fitting or optax_sources(self._arrays, slots, leaves)
+        leaves = state.codes(slots[0]).paths
+        other = fitting or optax_sources(self._arrays, slots, leaves, found)
         if self._convert and len(other) == 1:
             return other[0]
         if self._partial and not other:

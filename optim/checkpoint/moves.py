@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
+from octavo.pallas_kernels import Storage
+
 from ..convert import automatic, decoded, encoded
-from ..placement import fitting
-from ..stored import StoredLeaf
+from ..sharding.geometry import fitting
 from .checksum import is_key
 from .description import form
 
@@ -32,15 +33,15 @@ def typed(x: Any, like: Any) -> Any:
     return jax.random.wrap_key_data(jnp.asarray(x), impl=impl)
 
 
-def zeros(codes: Any, scales: Any) -> tuple[jax.Array, ...]:
+def fresh(record: Storage, slot: int, like: tuple[Any, Any]) -> tuple[jax.Array, ...]:
     """A moment that starts anew, with its scales, if any."""
-    made = jnp.zeros(codes.shape, codes.dtype)
-    return (made,) if scales is None else (made, jnp.zeros(scales.shape, scales.dtype))
+    made = zip(like, record.initial(slot), strict=True)
+    return tuple(jnp.full(x.shape, v, x.dtype) for x, v in made if x is not None)
 
 
 def converted(
-    was: StoredLeaf,
-    how: StoredLeaf,
+    was: Storage,
+    how: Storage,
     slot: int,
     like: tuple[Any, Any],
     negated: bool,
@@ -52,10 +53,10 @@ def converted(
     new, wide = encoded(how, slot, -moment if negated else moment, like[0])
     if like[1] is None:
         return (new,)
-    return new, zeros(*like)[1] if wide is None else wide
+    return new, fresh(how, slot, like)[1] if wide is None else wide
 
 
-def shown(how: StoredLeaf, slot: int, codes: Any) -> str:
+def shown(how: Storage, slot: int, codes: Any) -> str:
     """How a moment is stored, for errors."""
     name, blocks = how.formats[slot].name, how.blocks
     if not how.formats[slot].quantized:

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from ..flax import TrainState
-from .description import CheckpointError, flat
+from ..integrations.flax import TrainState
+from .description import CheckpointError, flat, seed_of
 from .files import Saved, open_saved
 from .matching import Match
 from .target import Target
@@ -35,8 +35,8 @@ def restore(
         or of `jax.ShapeDtypeStruct`; or parameters alone, to restore a `TrainState`
         without apply_fn.
       sharding: tree of NamedSharding like the parameters, or a prefix of one; an
-        optimizer's moments then lie as its parameters, everything else on all devices.
-        Default None: as the arrays of `target` do.
+        optimizer's moments are then sharded like its parameters, everything else is
+        replicated. Default None: as the arrays of `target` are.
       step: which. Default None: the newest complete one.
       only: fields of the target to restore, such as `["params"]` or `["opt_state"]`;
         the others stay as they are in `target`.
@@ -82,7 +82,7 @@ def _as_saved(saved: Saved, tx: Any, target: Any) -> Any:
 
 def _check_seed(saved: Saved, tx: Any, convert: bool) -> None:
     noted = None if saved.description is None else saved.description["seed"]
-    own = getattr(tx, "seed", None)
+    own = seed_of(tx)
     if not convert and None not in (noted, own) and noted != own:
         raise CheckpointError(
             f"{saved.folder} was saved with seed={noted}, but the optimizer has "

@@ -4,10 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from octavo.pallas_kernels import Blocks, Float32
+import numpy as np
 
-from ..state import scale_name
-from ..stored import StoredLeaf, stored_leaves
+from octavo.pallas_kernels import Blocks, Float32, Storage, StoredSlot
+
+from ..storage.state import scale_name
+from ..storage.table import read_table, slots_in
 from .files import Saved
 
 
@@ -16,31 +18,34 @@ class Source:
     """The moments of one optimizer in a checkpoint.
 
     Attributes:
-      root: path below which everything of it lies.
+      root: path below which everything of it is.
       slots: its moments.
-      how: how its leaves are stored; None: as they are, by optax.
+      records: how its leaves are stored; None: as they are, by optax.
       count: path of its counter.
     """
 
     root: str
     slots: tuple[str, ...]
-    how: dict[str, StoredLeaf] | None
+    records: dict[str, Storage] | None
     count: str | None
 
     def codes(self, slot: str, leaf: str) -> str:
         """Path of a moment."""
-        middle = () if self.how is None else ("moments",)
-        return join(self.root, *middle, slot, leaf)
+        return join(self.root, slot, leaf)
 
     def scales(self, slot: str, leaf: str) -> str:
         """Path of its scales, whether there are any or not."""
-        return join(self.root, "scales", scale_name(slot), leaf)
+        return join(self.root, scale_name(slot), leaf)
 
-    def stored(self, leaf: str, shape: tuple[int, ...], slot: int) -> StoredLeaf:
-        """How a leaf is stored."""
-        if self.how is not None:
-            return self.how[leaf]
-        return StoredLeaf((Float32(),) * (slot + 1), Blocks(shape, None, 1))
+    def record(self, leaf: str, like: Storage, dtype: Any) -> Storage:
+        """How a leaf is stored; by optax, in a type, with the shapes of another."""
+        if self.records is not None:
+            return self.records[leaf]
+        slots = tuple(
+            StoredSlot(slot.name, Float32(), np.dtype(dtype), shape=slot.shape)
+            for slot in like.slots
+        )
+        return Storage(like.dtype, Blocks(like.shape, None, 1), slots)
 
 
 def octavo_sources(saved: Saved, verify: bool) -> list[Source]:
@@ -57,29 +62,31 @@ def octavo_sources(saved: Saved, verify: bool) -> list[Source]:
     loaded = saved.load(dict.fromkeys(tables.values()), verify)
     sources = []
     for root, path in tables.items():
-        # The tag names a slot and its format for each: mu_log8-nu_root8.
         tag = path.rpartition("/")[2]
-        slots = tuple(part.split("_", 1)[0] for part in tag.split("-"))
-        first = join(root, "moments", slots[0])
-        named = [p for p in saved.arrays if below(p, first)]
-        leaves = [p[len(first) :].lstrip("/") for p in named]
-        shapes = [tuple(saved.arrays[p].shape) for p in named]
-        how = stored_leaves(loaded[path], leaves, shapes, tag)
-        sources.append(Source(root, slots, how, join(root, "count")))
+        slots = slots_in(tag)
+        first = join(root, slots[0])
+        leaves = [p[len(first) :].lstrip("/") for p in saved.arrays if below(p, first)]
+        records = read_table(loaded[path], leaves, tag)
+        sources.append(Source(root, slots, records, join(root, "count")))
     return sources
 
 
 def optax_sources(
-    arrays: Mapping[str, Any], slots: Sequence[str], leaves: Sequence[str]
+    arrays: Mapping[str, Any],
+    slots: Sequence[str],
+    leaves: Sequence[str],
+    octavo: Sequence[Source],
 ) -> list[Source]:
-    """The states in a checkpoint that have all these moments of all these leaves."""
+    """The other states in a checkpoint that have all these moments of all leaves."""
     end = f"/{join(slots[0], leaves[0])}"
     roots = [p[: -len(end)] for p in (f"/{p}" for p in arrays) if p.endswith(end)]
     roots = [root.lstrip("/") for root in roots]
+    ours = {source.root for source in octavo}
     complete = [
         root
         for root in roots
-        if all(join(root, s, leaf) in arrays for s in slots for leaf in leaves)
+        if root not in ours
+        and all(join(root, s, leaf) in arrays for s in slots for leaf in leaves)
     ]
     return [
         Source(root, tuple(slots), None, _count_near(arrays, root)) for root in complete

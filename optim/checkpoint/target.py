@@ -8,10 +8,13 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
-from ..placement import fitting, full
-from ..state import State
-from ..stored import StoredLeaf, stored
-from ..tree import Leaves, path_name
+from octavo.pallas_kernels import Storage
+
+from ..sharding.geometry import fitting
+from ..sharding.placement import full
+from ..storage.state import State
+from ..storage.table import own_table, records_of, tables_of
+from ..storage.tree import Leaves, path_name
 from .description import CheckpointError, flat, states_of
 from .sources import below, join
 
@@ -25,14 +28,14 @@ class Target:
       taken: paths of the leaves to restore.
       shardings: of those whose place is known.
       states: optimizers' states among them, by their paths.
-      stored: how each of their leaves is to be stored.
+      records: how each of their leaves is to be stored.
     """
 
     tree: Any
     taken: frozenset[str]
     shardings: dict[str, NamedSharding]
     states: dict[str, State]
-    stored: dict[str, dict[str, StoredLeaf]]
+    records: dict[str, dict[str, Storage]]
 
     @classmethod
     def of(
@@ -63,7 +66,7 @@ class Target:
             taken,
             _shardings(tree, leaves, sharding),
             states,
-            {path: stored(states[path], table) for path, table in tables.items()},
+            {path: records_of(states[path], table) for path, table in tables.items()},
         )
 
     def filled(self, values: Mapping[str, Any]) -> Any:
@@ -98,28 +101,21 @@ def _like(old: Any, new: Any) -> Any:
 
 def _tables(tx: Any, tree: Any, states: Mapping[str, State]) -> dict[str, Any]:
     """The format table of each state, concrete: its own, or that of a fresh one."""
-    tables = {path: _table(state) for path, state in states.items()}
-    if all(_is_told(state) for state in states.values()):
+    tables = {path: own_table(state) for path, state in states.items()}
+    if all(_says_how(state) for state in states.values()):
         return tables
-    params = jax.tree.map(
-        lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), _parameters(tree)
-    )
-    made = jax.jit(lambda: [_table(s) for s in states_of(tx.init(params)).values()])()
+    made = tables_of(tx, _parameters(tree))
     if len(made) != len(tables):
         raise CheckpointError("the target's state is not one of the optimizer given")
     return dict(zip(tables, made, strict=True))
 
 
-def _table(state: State) -> Any:
-    return next(iter(state.extra["format"].values()))
-
-
-def _is_told(state: State) -> bool:
-    """Whether a state tells how it is stored: it is not only shapes, nor zeroed."""
-    table = _table(state)
+def _says_how(state: State) -> bool:
+    """Whether a state says how it is stored: it is not only shapes, nor zeroed."""
+    table = own_table(state)
     if isinstance(table, jax.ShapeDtypeStruct):
         return False
-    return bool(np.asarray(table).any()) or not jax.tree.leaves(state.moments)
+    return bool(np.asarray(table).any()) or not jax.tree.leaves(state.trees)
 
 
 def _parameters(tree: Any) -> Any:
@@ -133,7 +129,7 @@ def _parameters(tree: Any) -> Any:
 def _shardings(
     tree: Any, leaves: Mapping[str, Any], sharding: Any
 ) -> dict[str, NamedSharding]:
-    """Where each leaf of JAX is to lie, as far as that is known."""
+    """The sharding of each leaf of JAX, as far as that is known."""
     ours = {p: x for p, x in leaves.items() if _is_of_jax(x)}
     if sharding is None:
         return {p: x.sharding for p, x in ours.items() if _is_placed(p, x)}
@@ -156,7 +152,7 @@ def _is_placed(path: str, x: Any) -> bool:
     mesh = getattr(x.sharding, "mesh", None)
     if isinstance(mesh, AbstractMesh) and not mesh.empty:
         raise ValueError(
-            f"{path!r}: the target's shapes lie on a mesh without devices, as "
+            f"{path!r}: the target's shapes are on a mesh without devices, as "
             "jax.eval_shape returns them: pass sharding=, such as "
             "jax.tree.map(lambda p: p.sharding, params)"
         )
@@ -164,9 +160,8 @@ def _is_placed(path: str, x: Any) -> bool:
 
 
 def _trees(path: str, state: State) -> list[str]:
-    """Paths of a state's leaves that lie as parameters do."""
-    trees = {"moments": state.moments, "scales": state.scales}
-    return [join(path, leaf) for leaf in flat(trees)]
+    """Paths of a state's leaves that are sharded like parameters."""
+    return [join(path, leaf) for leaf in flat(state.trees)]
 
 
 def _like_parameter(

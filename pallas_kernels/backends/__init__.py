@@ -1,96 +1,149 @@
 """Where a leaf's step runs: a kernel where there is one for the device, else XLA.
 
-A backend is a module with `leaf_step(program, blocks, leaf, scalars, noise)` and
-`leaf_sums(program, blocks, leaf, scalars, sums)`. They raise `NotImplementedError` for
-a leaf that they cannot take, which then goes to XLA.
+A kernel's backend is a module with `refuses(program)`: why it cannot take a leaf, from
+what is static alone, or None; and `run(program, leaf, scalars, noise, *, interpret)`,
+which does what the program says. XLA's refuses nothing.
 """
 
-import warnings
+import functools
+import importlib
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
-from ..layout import Blocks
-from ..norms import Sum
-from ..rounding import Noise
-from ..step import Leaf, Program, Scalars
-from . import tpu, triton, xla
+from ..program import Leaf, Noise, Program, Scalars
+from ._together import groups_of, singles, together
 
-BACKENDS: dict[str, ModuleType] = {"xla": xla, "tpu": tpu, "triton": triton}
-_KERNELS = {"tpu": "tpu", "gpu": "triton", "cuda": "triton"}
-
-
-def leaf_step(
-    backend: str,
-    program: Program,
-    blocks: Blocks,
-    leaf: Leaf,
-    scalars: Scalars,
-    noise: Noise,
-) -> Leaf:
-    """One step of one leaf, on the named backend."""
-    return _run("leaf_step", backend, program, blocks, leaf, scalars, noise)
+# Name -> module, imported when it is first needed.
+BACKENDS: dict[str, str] = {
+    "xla": "octavo.pallas_kernels.backends.xla",
+    "tpu": "octavo.pallas_kernels.backends.tpu",
+    "triton": "octavo.pallas_kernels.backends.triton",
+}
+# What JAX calls a platform -> its kernels, best first. What all refuse is XLA's.
+PLATFORMS: dict[str, tuple[str, ...]] = {
+    "tpu": ("tpu",),
+    "gpu": ("triton",),
+    "cuda": ("triton",),
+}
 
 
-def leaf_sums(
-    backend: str,
-    program: Program,
-    blocks: Blocks,
-    leaf: Leaf,
-    scalars: Scalars,
-    sums: Sequence[Sum],
-) -> jax.Array:
-    """Sums over each layer of one leaf, float32 (sums, layers), likewise."""
-    return _run("leaf_sums", backend, program, blocks, leaf, scalars, sums)
+class Choice(NamedTuple):
+    """The backend of a leaf, and why it is no kernel (where it is one, "")."""
+
+    backend: str
+    why: str
 
 
-def _run(function: str, backend: str, program: Program, *args: Any) -> Any:
-    try:
-        return getattr(BACKENDS[backend], function)(program, *args)
-    except NotImplementedError:
-        return getattr(xla, function)(program, *args)
-
-
-def choose(program: Program, local: bool, platform: str | None = None) -> str:
-    """The backend for a leaf.
-
-    XLA fuses an unquantized step just as well, so only quantized leaves take a kernel.
+def choose(
+    program: Program, dtypes: Sequence[Any], platform: str, named: str | None = None
+) -> Choice:
+    """The backend for a leaf, or a shard of it.
 
     Args:
       program: what to compute.
-      local: whether the leaf's arrays surely lie on one device. If not, and there are
-        several, XLA takes it: a kernel cannot be partitioned automatically.
-      platform: of the device; None: the one that JAX uses by default.
+      dtypes: of the gradient and the parameter.
+      platform: of the device.
+      named: the backend that the user wants; None: the best that takes the leaf.
+
+    Raises:
+      ValueError: if the one named refuses a quantized leaf. (Others are not worth a
+        kernel anyway.)
     """
-    kernel = _KERNELS.get(platform or _platform(), "xla")
-    if kernel == "xla" or not program.quantized:
-        return "xla"
-    if not local and jax.device_count() > 1:
-        _warn_once(kernel)
-        return "xla"
-    return kernel
+    if named is not None:
+        why = _refusal(named, program, dtypes)
+        if why is None:
+            return Choice(named, "")
+        if program.storage.quantized:
+            raise ValueError(f"backend={named!r} does not take it: {why}")
+        return Choice("xla", why)
+    if not program.storage.quantized:  # XLA fuses such a step just as well
+        return Choice("xla", "not quantized")
+    refusals = []
+    for name in PLATFORMS.get(platform, ()):
+        why = _refusal(name, program, dtypes)
+        if why is None:
+            return Choice(name, "")
+        refusals.append(f"{name}: {why}")
+    return Choice("xla", "; ".join(refusals) or f"no kernel for {platform}")
 
 
-def _platform() -> str:
-    default = jax.config.jax_default_device  # type: ignore[attr-defined]
-    if default is None:
-        return jax.default_backend()
-    return default if isinstance(default, str) else default.platform
+def _refusal(name: str, program: Program, dtypes: Sequence[Any]) -> str | None:
+    if name == "xla":
+        return None
+    storage = program.storage
+    if not all(jnp.dtype(dtype) in _KERNEL_DTYPES for dtype in dtypes):
+        return f"no kernel computes on {', '.join(str(d) for d in dtypes)}"
+    if storage.packed:
+        return "several codes in one byte are left to XLA"
+    if not storage.elementwise:
+        return "slots of another shape than the parameter's are left to XLA"
+    return _module(name).refuses(program)
 
 
-_warned: set[str] = set()
+_KERNEL_DTYPES = tuple(jnp.dtype(t) for t in (jnp.float32, jnp.bfloat16, jnp.float16))
 
 
-def _warn_once(kernel: str) -> None:
-    if kernel not in _warned:
-        _warned.add(kernel)
-        warnings.warn(
-            f"{jax.device_count()} devices, and it is not known how parameters lie on "
-            "them: Octavo leaves the step to XLA, which can partition it, instead of "
-            "its fused kernel. Pass sharding=jax.tree.map(lambda p: p.sharding, params)"
-            " to the optimizer, or use a mesh with explicit axes. Where each array "
-            f"lives on one device, pass backend={kernel!r}.",
-            stacklevel=2,
-        )
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(BACKENDS[name])
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def run(
+    backend: str, program: Program, leaf: Leaf, scalars: Scalars, noise: Noise
+) -> Any:
+    """One pass over one leaf, on the named backend.
+
+    Equal leaves share what is traced, lowered and (outside of jit) compiled, because
+    the static arguments say nothing of where the leaf is in its tree.
+
+    Returns:
+      The leaf after a step, or sums of shape (sums, layers).
+    """
+    return _module(backend).run(program, program.read(leaf), scalars, noise)
+
+
+def run_all(
+    programs: Sequence[tuple[str, Program]],
+    leaves: Sequence[Leaf],
+    scalars: Sequence[Scalars],
+    noise: Sequence[Noise],
+    *,
+    together: bool,
+) -> list[Any]:
+    """One pass over several leaves, each on its backend.
+
+    Args:
+      programs: the backend and the program of each leaf.
+      leaves: their arrays.
+      scalars: their operands.
+      noise: what their random numbers start from.
+      together: whether equal, small leaves may be stacked: all are on one device.
+    """
+    found: list[Any] = [None] * len(leaves)
+    groups = groups_of(programs, leaves, scalars) if together else singles(leaves)
+    for group in groups:
+        own = [[x[k] for k in group] for x in (leaves, scalars, noise)]
+        if len(group) == 1:
+            results = [run(*programs[group[0]], *(x[0] for x in own))]
+        else:
+            results = run_together(*programs[group[0]], *own)
+        for k, result in zip(group, results, strict=True):
+            found[k] = result
+    return found
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def run_together(
+    backend: str,
+    program: Program,
+    leaves: Sequence[Leaf],
+    scalars: Sequence[Scalars],
+    noise: Sequence[Noise],
+) -> list[Any]:
+    """The same pass over several equal leaves, compiled once for all of them."""
+    step = functools.partial(_module(backend).run, program)
+    return together(step, [program.read(leaf) for leaf in leaves], scalars, noise)

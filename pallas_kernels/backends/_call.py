@@ -5,77 +5,73 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..rounding import Noise
-from ..step import Leaf, Program, Scalars
+from ..program import Leaf, Noise, Program, Scalars
 
 
 class Call:
     """The operands of one leaf's `pallas_call`.
 
-    They are the scalars (one float32 vector, which ends with the ratio of each layer),
-    the noise if there is any (two int32), and the leaf's arrays.
+    Attributes:
+      operands: small vectors: the scalars, float32; the ratio of each layer, if there
+        is one; and for a step the noise: of the step and shard, and of the leaf. What
+        leaves have in common stands apart from what they have not, so that XLA makes
+        the former once for all of them.
+      arrays: of the leaf.
+      scaled: for each of them, whether it has one value for each block.
+      written: for each result, which of the arrays it overwrites.
+      aliases: the same as `pallas_call` wants it, counted with the operands.
     """
-
-    def __init__(
-        self, leaf: Leaf, scalars: Scalars, noise: Noise | None = None
-    ) -> None:
-        assert leaf.g is not None
-        for x in (leaf.g, leaf.p):
-            if x is not None and jnp.dtype(x.dtype) not in _DTYPES:
-                raise NotImplementedError(f"no kernel computes on {x.dtype}")
-        if any(s is not None and s.shape == leaf.g.shape for s in leaf.scales):
-            # The blocked axis has length 1. Kernels tell scales from codes by shape.
-            raise NotImplementedError("blocks of one value are left to XLA")
-        self.arrays: list[jax.Array] = jax.tree.leaves(leaf)
-        self._treedef = jax.tree.structure(leaf)
-        self._has_ratio = scalars.ratio is not None
-        ratio = [] if scalars.ratio is None else [scalars.ratio.astype(jnp.float32)]
-        numbers, self._scalars_treedef = jax.tree.flatten(scalars._replace(ratio=None))
-        vector = jnp.concatenate([jnp.stack(numbers).astype(jnp.float32), *ratio])
-        self.operands = [vector] if noise is None else [vector, jnp.stack(noise)]
-
-    def unpack(self, refs: Any, layer: Any) -> tuple[Scalars, list[Any], list[Any]]:
-        """In the kernel: the scalars of a layer, and what `operands` do not hold.
-
-        Returns:
-          Scalars, references to the arrays, and the noise's, if any, and the outputs'.
-        """
-        vector, *rest = refs
-        count = self._scalars_treedef.num_leaves
-        scalars = self._scalars_treedef.unflatten([vector[k] for k in range(count)])
-        if self._has_ratio:
-            scalars = scalars._replace(ratio=vector[count + layer])
-        others = len(self.operands) - 1
-        arrays = rest[others : others + len(self.arrays)]
-        return scalars, arrays, rest[:others] + rest[others + len(self.arrays) :]
-
-    def leaf(self, arrays: list[jax.Array]) -> Leaf:
-        """The arrays of `self.arrays`, or tiles of them, by name."""
-        return jax.tree.unflatten(self._treedef, arrays)
-
-
-class StepCall(Call):
-    """A `Call` whose results overwrite arrays: p, or for an update g; codes; scales."""
 
     def __init__(
         self, program: Program, leaf: Leaf, scalars: Scalars, noise: Noise
     ) -> None:
-        if not program.reads_parameter:
-            leaf = leaf._replace(p=None)
-        super().__init__(leaf, scalars, noise)
-        numbered = self.leaf(list(range(len(self.arrays))))  # type: ignore[arg-type]
-        replaced = (
-            numbered._replace(g=None) if program.in_place else numbered._replace(p=None)
-        )
-        self.written: list[int] = jax.tree.leaves(replaced)
-        self._written_treedef = jax.tree.structure(replaced)
+        self.arrays: list[jax.Array] = jax.tree.leaves(leaf)
+        self._leaf = jax.tree.structure(leaf)
+        values = jax.tree.map(lambda _: False, leaf)
+        scales = jax.tree.map(lambda _: True, leaf.scales)
+        self.scaled: list[bool] = jax.tree.leaves(values._replace(scales=scales))
+
+        numbers, self._scalars = jax.tree.flatten(scalars._replace(ratio=None))
+        self.operands = [jnp.stack(numbers).astype(jnp.float32)]
+        self._has_ratio = scalars.ratio is not None
+        if scalars.ratio is not None:
+            self.operands.append(scalars.ratio.astype(jnp.float32))
+        if not program.sums:
+            self.operands.append(jnp.stack([noise.step, noise.origin]))
+            self.operands.append(jnp.reshape(noise.leaf, (1,)))
+
+        written = program.written(self.leaf(list(range(len(self.arrays)))))
+        self._written = jax.tree.structure(written)
+        self.written: list[int] = [] if program.sums else jax.tree.leaves(written)
         first = len(self.operands)
         self.aliases = {first + i: k for k, i in enumerate(self.written)}
-        self.name = "octavo_step_" + "_".join(f.name for f in program.formats)
+
+    def unpack(
+        self, refs: Any, layer: Any
+    ) -> tuple[Scalars, Any, list[Any], list[Any]]:
+        """In the kernel: the scalars of a layer, and the noise, if it is a step.
+
+        Returns:
+          Both, and references to the arrays and the outputs.
+        """
+        small, large = refs[: len(self.operands)], refs[len(self.operands) :]
+        vector, *rest = small
+        count = self._scalars.num_leaves
+        scalars = self._scalars.unflatten([vector[k] for k in range(count)])
+        if self._has_ratio:
+            ratio, *rest = rest
+            scalars = scalars._replace(ratio=ratio[layer])
+        noise = None
+        if rest:
+            start, leaf = rest
+            noise = Noise(start[0], leaf[0], start[1])
+        arrays = len(self.arrays)
+        return scalars, noise, list(large[:arrays]), list(large[arrays:])
+
+    def leaf(self, arrays: list[Any]) -> Leaf:
+        """The arrays of `self.arrays`, or tiles of them, by name."""
+        return jax.tree.unflatten(self._leaf, arrays)
 
     def results(self, arrays: list[jax.Array]) -> Leaf:
         """The kernel's results, by name."""
-        return jax.tree.unflatten(self._written_treedef, arrays)
-
-
-_DTYPES = tuple(jnp.dtype(t) for t in (jnp.float32, jnp.bfloat16, jnp.float16))
+        return jax.tree.unflatten(self._written, arrays)

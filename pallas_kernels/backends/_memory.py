@@ -1,7 +1,7 @@
-"""How a leaf lies in TPU memory, and the tiles that a kernel cuts it into."""
+"""The order of a leaf in TPU memory, and the tiles that a kernel takes."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..layout import Blocks
 
@@ -9,6 +9,8 @@ LANES, SUBLANES = 128, 8
 _PACKED_SUBLANES = 32  # of an int8 tile
 _TILE_LANES = 512
 _TILE_VALUES = 1 << 17
+_PART_VALUES = 1 << 15
+_MOST_ALONG_LANES = 1 << 19  # fits in 32 MiB, twice as many do not
 
 
 @dataclass(frozen=True)
@@ -30,11 +32,50 @@ class Tiling:
     grid: tuple[int, ...]
 
     @property
+    def parts(self) -> "Tiling":
+        """The parts of a tile that a kernel works on one after another.
+
+        They are a quarter of a tile and smaller, and the kernel is one of them in a
+        loop: half as long to compile. A part of the scales starts at a multiple of 16
+        rows, which bf16 packs, or is the whole.
+        """
+        sublane, lane = len(self.tile) - 2, len(self.tile) - 1
+        part = [1] * len(self.tile)
+        part[sublane], part[lane] = _PACKED_SUBLANES, LANES
+        if self.axis is not None:
+            part[self.axis] = self.block * (16 if self.axis == sublane else 1)
+        if self.axis == lane:  # transposed as a whole
+            part = list(self.tile)
+        part = [n if t % n == 0 else t for n, t in zip(part, self.tile, strict=True)]
+        for k in (sublane, lane):  # a loop costs more than a few registers' work
+            while math.prod(part) < _PART_VALUES and self.tile[k] % (2 * part[k]) == 0:
+                part[k] *= 2
+        grid = tuple(t // n for t, n in zip(self.tile, part, strict=True))
+        return replace(self, tile=tuple(part), grid=grid)
+
+    @property
+    def dimensions(self) -> tuple[int, ...]:
+        """A tile in the kernel: (blocks, values of a block, the rest), or as it is."""
+        axis, shape = self.axis, self.tile
+        if axis is None:
+            return shape
+        last = len(shape) - 1
+        rest = (shape[k] for k in (last - 1, last) if k != axis)
+        return (shape[axis] // self.block, self.block, *rest)
+
+    @property
     def scale_tile(self) -> tuple[int, ...]:
         """The tile of the scales."""
         return tuple(
             n // self.block if k == self.axis else n for k, n in enumerate(self.tile)
         )
+
+    @property
+    def fits(self) -> bool:
+        """Whether a tile, which blocks along lanes transpose and pad, fits in VMEM."""
+        if self.axis is None or self.axis != len(self.tile) - 1:
+            return True
+        return self.tile[-1] * _up(self.tile[-2], LANES) <= _MOST_ALONG_LANES
 
 
 def memory_order(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -84,7 +125,8 @@ def tiling(blocks: Blocks, quantized: bool) -> Tiling:
             most = room // reserved
             most = min(most, _TILE_LANES) if k == lane else most
             tile[k] = _fit(shape[k], units[k], most, block=1)
-            room //= tile[k]
+            # Blocks along lanes are transposed: then sublanes are lanes, and padded.
+            room //= _up(tile[k], LANES) if axis == lane else tile[k]
     if axis is not None:
         tile[axis] = _fit(shape[axis], units[axis], room, blocks.size)
     grid = tuple(-(-n // t) for n, t in zip(shape, tile, strict=True))

@@ -6,7 +6,6 @@ deprecated from JAX 0.11 on; this is the only file that knows it.
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,11 +14,12 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from ..formats import widened
 from ..layout import Blocks, wrap
-from ..norms import Sum, read, tile_terms
-from ..rounding import Noise
-from ..step import Leaf, Program, Scalars, tile_step
-from ._call import Call, StepCall
+from ..norms import tile_terms
+from ..program import Leaf, Noise, Program, Scalars
+from ..step import tile_step
+from ._call import Call
 
 # 8 values a thread: 116 registers on sm_90, so that two programs share a
 # multiprocessor and one loads while the other computes (16 values: 197 registers).
@@ -44,35 +44,51 @@ class _Tiles(NamedTuple):
         return self.outer, -(-count // self.blocks), -(-self.inner // self.columns)
 
 
-def leaf_step(
+def refuses(program: Program) -> str | None:
+    """Why the kernel cannot take a leaf."""
+    storage, blocks = program.storage, program.storage.blocks
+    if math.prod(blocks.shape) >= 2**31:
+        return "the Triton kernel counts in 32 bits"
+    if not storage.quantized or blocks.axis is None:
+        return "layers without blocks are left to XLA" if blocks.layers else None
+    if any(k >= blocks.axis for k in blocks.layers):
+        return "layers inside the blocked axis are left to XLA"
+    if blocks.size & (blocks.size - 1):
+        return f"the Triton kernel takes blocks of a power of two, not of {blocks.size}"
+    return None
+
+
+def run(
     program: Program,
-    blocks: Blocks,
     leaf: Leaf,
     scalars: Scalars,
     noise: Noise,
     *,
     interpret: Any = False,
-) -> Leaf:
-    """One step of one leaf. The arguments are those of `backends.tpu.leaf_step`.
+) -> Any:
+    """One pass over one leaf. The arguments are those of `backends.tpu.run`."""
+    tiles = _tiles(program.storage.blocks, program.storage.quantized)
+    call = Call(program, leaf, scalars, noise)
+    if program.sums:
+        return _sums(program, tiles, call, interpret)
+    return _step(program, tiles, call, interpret)
 
-    Raises:
-      NotImplementedError: for leaves that this kernel cannot take.
-    """
-    tiles = _tiles(blocks, program.quantized)
-    call = StepCall(program, leaf, scalars, noise)
-    shapes = [x.shape for x in call.arrays]
+
+def _step(program: Program, tiles: _Tiles, call: Call, interpret: Any) -> Leaf:
+    blocks = program.storage.blocks
 
     def kernel(*refs: Any) -> None:
-        numbers, inputs, (start, *outputs) = call.unpack(refs, _layer(tiles, blocks))
-        places = _places(tiles, blocks, shapes)
+        layer = _layer(tiles, blocks)
+        numbers, noise, inputs, outputs = call.unpack(refs, layer)
+        places = _places(tiles, call)
         at, valid = _offsets(tiles, within=True)
         out = tile_step(
             program,
             call.leaf([_load(r, *p) for r, p in zip(inputs, places, strict=True)]),
             numbers,
-            axis=1,
-            key=start[0],
-            position=lambda: _position(tiles, blocks, at, start[1]),
+            largest=lambda x: jnp.max(x, axis=1, keepdims=True),
+            noise=noise,
+            position=lambda: _position(tiles, blocks, at, noise.origin),
             valid=valid if tiles.length % tiles.block else None,
         )
         results = zip(outputs, jax.tree.leaves(out), call.written, strict=True)
@@ -80,67 +96,50 @@ def leaf_step(
             index, mask = places[i]
             plgpu.store(ref.at[index], x.astype(ref.dtype), mask=mask)
 
+    stored = [call.arrays[i] for i in call.written]
     results = pl.pallas_call(
         kernel,
         grid=(math.prod(tiles.grid),),
-        out_shape=[
-            jax.ShapeDtypeStruct((math.prod(shapes[i]),), call.arrays[i].dtype)
-            for i in call.written
-        ],
+        out_shape=[jax.ShapeDtypeStruct((x.size,), x.dtype) for x in stored],
         input_output_aliases=call.aliases,
         compiler_params=_PARAMS,
         interpret=interpret,
-        name=call.name,
+        name=program.name,
     )(*call.operands, *(x.reshape(-1) for x in call.arrays))
-    return call.results(
-        [x.reshape(shapes[i]) for x, i in zip(results, call.written, strict=True)]
-    )
+    shaped = zip(results, stored, strict=True)
+    return call.results([x.reshape(like.shape) for x, like in shaped])
 
 
-def leaf_sums(
-    program: Program,
-    blocks: Blocks,
-    leaf: Leaf,
-    scalars: Scalars,
-    sums: Sequence[Sum],
-    *,
-    interpret: Any = False,
-) -> jax.Array:
-    """Sums over each layer of one leaf, float32 of shape (sums, layers).
+def _sums(program: Program, tiles: _Tiles, call: Call, interpret: Any) -> jax.Array:
+    """Sums over each layer, float32 of shape (sums, layers).
 
     Each program writes one number for each sum, without atomics, so that they are
     added up in one order; that is done outside.
-
-    Raises:
-      NotImplementedError: for leaves that this kernel cannot take.
     """
-    leaf = read(program, leaf, sums)
-    tiles = _tiles(blocks, program.quantized)
-    call = Call(leaf, scalars)
-    shapes = [x.shape for x in call.arrays]
+    blocks, count = program.storage.blocks, len(program.sums)
     programs = math.prod(tiles.grid)
 
     def kernel(*refs: Any) -> None:
-        numbers, inputs, (out,) = call.unpack(refs, _layer(tiles, blocks))
-        places = _places(tiles, blocks, shapes)
+        numbers, _, inputs, (out,) = call.unpack(refs, _layer(tiles, blocks))
+        places = _places(tiles, call)
         loaded = [_load(r, *p) for r, p in zip(inputs, places, strict=True)]
         _, valid = _offsets(tiles, within=True)
-        terms = tile_terms(program, call.leaf(loaded), numbers, sums, valid)
+        terms = tile_terms(program, call.leaf(loaded), numbers, valid)
         for k, x in enumerate(terms):
             plgpu.store(out.at[k * programs + pl.program_id(0)], jnp.sum(x))
 
     partial = pl.pallas_call(
         kernel,
         grid=(programs,),
-        out_shape=jax.ShapeDtypeStruct((len(sums) * programs,), jnp.float32),
+        out_shape=jax.ShapeDtypeStruct((count * programs,), jnp.float32),
         compiler_params=_PARAMS,
         interpret=interpret,
-        name="octavo_sums_" + "_".join(sums),
+        name=program.name,
     )(*call.operands, *(x.reshape(-1) for x in call.arrays))
     outer = blocks.shape[: blocks.axis] if blocks.layers else ()
     rest = tuple(1 + k for k in range(len(outer)) if k not in blocks.layers)
-    totals = jnp.sum(partial.reshape(len(sums), *outer, -1), axis=(*rest, -1))
-    return totals.reshape(len(sums), -1)
+    totals = jnp.sum(partial.reshape(count, *outer, -1), axis=(*rest, -1))
+    return totals.reshape(count, -1)
 
 
 _PARAMS = plgpu.CompilerParams(num_warps=_WARPS, num_stages=1)
@@ -148,18 +147,8 @@ _PARAMS = plgpu.CompilerParams(num_warps=_WARPS, num_stages=1)
 
 def _tiles(blocks: Blocks, quantized: bool) -> _Tiles:
     size = math.prod(blocks.shape)
-    if size >= 2**31:
-        raise NotImplementedError("the Triton kernel counts in 32 bits")
     if not quantized or blocks.axis is None:
-        if blocks.layers:
-            raise NotImplementedError("layers without blocks are left to XLA")
         return _Tiles(1, 1, size, 1, 1, 1024)
-    if any(k >= blocks.axis for k in blocks.layers):
-        raise NotImplementedError("layers inside the blocked axis are left to XLA")
-    if blocks.size & (blocks.size - 1):
-        raise NotImplementedError(
-            f"the Triton kernel needs a power of two as block_size, not {blocks.size}"
-        )
     length = blocks.shape[blocks.axis]
     inner = math.prod(blocks.shape[blocks.axis + 1 :])
     columns = min(_TILE_INNER, pl.next_power_of_2(inner))
@@ -169,7 +158,7 @@ def _tiles(blocks: Blocks, quantized: bool) -> _Tiles:
 
 
 def _layer(tiles: _Tiles, blocks: Blocks) -> Any:
-    """Index of the layer that this tile lies in."""
+    """Index of the layer that this tile is a part of."""
     _, down, across = tiles.grid
     outer, index, inside = pl.program_id(0) // (down * across), 0, tiles.outer
     for k, n in enumerate(blocks.shape[: blocks.axis]):
@@ -179,12 +168,10 @@ def _layer(tiles: _Tiles, blocks: Blocks) -> Any:
     return index
 
 
-def _places(
-    tiles: _Tiles, blocks: Blocks, shapes: list[tuple[int, ...]]
-) -> list[tuple[jax.Array, jax.Array | None]]:
-    """For each array, where this tile's values lie in it, and which of them exist."""
+def _places(tiles: _Tiles, call: Call) -> list[tuple[jax.Array, jax.Array | None]]:
+    """For each array, where this tile's values are in it, and which of them exist."""
     values, scales = (_offsets(tiles, within=yes) for yes in (True, False))
-    return [values if shape == blocks.shape else scales for shape in shapes]
+    return [scales if scaled else values for scaled in call.scaled]
 
 
 def _offsets(tiles: _Tiles, within: bool) -> tuple[jax.Array, jax.Array | None]:
@@ -238,6 +225,4 @@ def _merged(blocks: Blocks) -> list[tuple[int, int]]:
 
 def _load(ref: Any, index: jax.Array, mask: jax.Array | None) -> jax.Array:
     other = None if mask is None else jnp.zeros((), ref.dtype)
-    x = plgpu.load(ref.at[index], mask=mask, other=other)
-    wide = jnp.int32 if jnp.issubdtype(ref.dtype, jnp.integer) else jnp.float32
-    return x.astype(wide)
+    return widened(plgpu.load(ref.at[index], mask=mask, other=other))

@@ -3,94 +3,89 @@
 The only backend that takes every leaf, and that XLA can partition by itself.
 """
 
-from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ..layout import Blocks, merge, positions, split
-from ..norms import Sum, read, tile_terms
-from ..rounding import Noise
-from ..step import Leaf, Program, Scalars, tile_step
+from ..norms import tile_terms
+from ..program import Leaf, Noise, Program, Scalars
+from ..step import tile_step
 
 
-def leaf_step(
-    program: Program, blocks: Blocks, leaf: Leaf, scalars: Scalars, noise: Noise
-) -> Leaf:
-    """One step of one leaf of any shape and floating or complex type."""
-    if _is_complex(leaf):
-        blocks, leaf = _paired(blocks, leaf)
-        out = leaf_step(program, blocks, leaf, scalars, noise)
-        return jax.tree.map(lambda x: jax.lax.complex(x[..., 0], x[..., 1]), out)
-    ratio = scalars.ratio
-    if ratio is not None:
-        scalars = scalars._replace(ratio=ratio.reshape(blocks.layer_shape))
+def run(program: Program, leaf: Leaf, scalars: Scalars, noise: Noise) -> Any:
+    """One pass over one leaf of any shape and floating or complex type."""
+    if jnp.issubdtype(leaf.g.dtype, jnp.complexfloating):
+        program, leaf = _paired(program, leaf)
+        found = run(program, leaf, scalars, noise)
+        return found if program.sums else jax.tree.map(_complex, found)
     scalars = _computed_in(leaf, scalars)
-    if not program.quantized:
+    if program.sums:
+        return _sums(program, leaf, scalars)
+    return _step(program, leaf, scalars, noise)
+
+
+def _step(program: Program, leaf: Leaf, scalars: Scalars, noise: Noise) -> Leaf:
+    storage, blocks = program.storage, program.storage.blocks
+    if scalars.ratio is not None:
+        layered = scalars.ratio.reshape(blocks.layer_shape)
+        scalars = scalars._replace(ratio=layered)
+    if not storage.quantized:
         return tile_step(
             program,
             leaf,
             scalars,
-            axis=0,
-            key=noise.key,
+            largest=lambda x: x,
+            noise=noise,
             position=lambda: positions(blocks.shape, blocks.strides, noise.origin),
         )
-    assert blocks.axis is not None
-    within = blocks.axis + 1
-    split_strides = list(blocks.strides)
-    split_strides.insert(blocks.axis, blocks.size * blocks.strides[blocks.axis])
-    parts = _split(blocks, leaf)
-    assert parts.g is not None
-    shape = parts.g.shape
+    within = blocks.within
+    strides = list(blocks.strides)
+    strides.insert(within - 1, blocks.size * strides[within - 1])
     if scalars.ratio is not None:
         stacked = blocks.axis in blocks.layers
-        widen = split if stacked else lambda x, _: jnp.expand_dims(x, within)
-        scalars = scalars._replace(ratio=widen(scalars.ratio, blocks))
+        ratio = scalars.ratio
+        wide = split(ratio, blocks) if stacked else jnp.expand_dims(ratio, within)
+        scalars = scalars._replace(ratio=wide)
+    parts = _split(program, leaf)
     out = tile_step(
         program,
         parts,
         scalars,
-        axis=within,
-        key=noise.key,
-        position=lambda: positions(shape, tuple(split_strides), noise.origin),
+        largest=lambda x: jnp.max(x, axis=within, keepdims=True),
+        noise=noise,
+        position=lambda: positions(parts.g.shape, tuple(strides), noise.origin),
     )
-    return Leaf(
-        g=None if out.g is None else merge(out.g, blocks),
-        p=None if out.p is None else merge(out.p, blocks),
-        codes=tuple(merge(c, blocks) for c in out.codes),
-        scales=jax.tree.map(lambda s: jnp.squeeze(s, within), out.scales),
-    )
+    g, p = jax.tree.map(lambda x: merge(x, blocks), (out.g, out.p))
+    codes = tuple(storage.merge_codes(k, c) for k, c in enumerate(out.codes))
+    scales = jax.tree.map(lambda s: jnp.squeeze(s, within), out.scales)
+    return Leaf(g, p, codes, scales)
 
 
-def leaf_sums(
-    program: Program,
-    blocks: Blocks,
-    leaf: Leaf,
-    scalars: Scalars,
-    sums: Sequence[Sum],
-) -> jax.Array:
+def _sums(program: Program, leaf: Leaf, scalars: Scalars) -> jax.Array:
     """Sums over each layer of one leaf, float32 of shape (sums, layers)."""
-    if _is_complex(leaf):
-        blocks, leaf = _paired(blocks, leaf)
-    leaf = read(program, leaf, sums)
-    scalars = _computed_in(leaf, scalars)
-    stored = program.quantized and bool(leaf.codes)
-    parts = _split(blocks, leaf) if stored else leaf
-    terms = tile_terms(program, parts, scalars, sums)
-    if stored:
+    blocks = program.storage.blocks
+    in_blocks = program.storage.quantized and program.reads_state
+    terms = tile_terms(program, _split(program, leaf) if in_blocks else leaf, scalars)
+    if in_blocks:
         terms = [merge(x, blocks) for x in terms]
     rest = tuple(k for k in range(len(blocks.shape)) if k not in blocks.layers)
     totals = [jnp.sum(x, axis=rest).reshape(-1) for x in terms]
     return jnp.stack(totals).astype(jnp.float32)
 
 
-def _split(blocks: Blocks, leaf: Leaf) -> Leaf:
+def _split(program: Program, leaf: Leaf) -> Leaf:
     """The leaf with each block on an axis of its own."""
-    assert blocks.axis is not None
-    whole = jax.tree.map(lambda x: split(x, blocks), leaf._replace(scales=()))
-    within = blocks.axis + 1
-    scales = jax.tree.map(lambda s: jnp.expand_dims(s, within), leaf.scales)
-    return whole._replace(scales=scales)
+    storage, blocks = program.storage, program.storage.blocks
+    g, p = jax.tree.map(lambda x: split(x, blocks), (leaf.g, leaf.p))
+    codes = [
+        storage.split_codes(k, c) if storage.formats[k].quantized else split(c, blocks)
+        for k, c in enumerate(leaf.codes)
+    ]
+    scales = jax.tree.map(lambda s: jnp.expand_dims(s, blocks.within), leaf.scales)
+    return Leaf(g, p, tuple(codes), scales)
 
 
 def _computed_in(leaf: Leaf, scalars: Scalars) -> Scalars:
@@ -100,13 +95,16 @@ def _computed_in(leaf: Leaf, scalars: Scalars) -> Scalars:
     return jax.tree.map(lambda s: s.astype(dtype), scalars)
 
 
-def _is_complex(leaf: Leaf) -> bool:
-    assert leaf.g is not None
-    return jnp.issubdtype(leaf.g.dtype, jnp.complexfloating)
-
-
-def _paired(blocks: Blocks, leaf: Leaf) -> tuple[Blocks, Leaf]:
+def _paired(program: Program, leaf: Leaf) -> tuple[Program, Leaf]:
     """Real and imaginary parts as a last axis of real arrays."""
+    blocks = program.storage.blocks
     whole = None if blocks.whole is None else (*blocks.whole, 2)
     pairs = Blocks((*blocks.shape, 2), None, 1, blocks.layers, whole)
-    return pairs, jax.tree.map(lambda x: jnp.stack([x.real, x.imag], axis=-1), leaf)
+    storage = replace(program.storage, blocks=pairs)
+    return replace(program, storage=storage), jax.tree.map(
+        lambda x: jnp.stack([x.real, x.imag], axis=-1), leaf
+    )
+
+
+def _complex(x: jax.Array) -> jax.Array:
+    return jax.lax.complex(x[..., 0], x[..., 1])

@@ -1,12 +1,13 @@
 """Storage formats of moments, by the names that users write.
 
 To replace a default, change one line of `FORMATS`. A new format is one file with a
-class that fits `Format`, and a line here.
+`Format`, and a line here.
 """
 
 from collections.abc import Callable
 
 from .base import Format as Format
+from .base import widened as widened
 from .dense import BFloat16 as BFloat16
 from .dense import Float32 as Float32
 from .dynamic8 import Dynamic8 as Dynamic8
@@ -21,22 +22,12 @@ FORMATS: dict[str, Callable[[bool], Format]] = {
     "dynamic8": lambda signed: Dynamic8(signed),
 }
 
-# Format.name -> the number that states and checkpoints store. Never renumber.
-NUMBERS = {
-    "32bit": 1,
-    "bf16": 2,
-    "log8": 3,
-    "root8": 4,
-    "dynamic8": 5,
-    "dynamic8u": 6,
-}
-
 
 def numbered(number: int) -> Format:
-    """The format with a number of `NUMBERS`.
+    """The format with a number.
 
     Raises:
       KeyError: if there is none.
     """
     made = (make(signed) for make in FORMATS.values() for signed in (True, False))
-    return {NUMBERS[f.name]: f for f in made}[number]
+    return {form.number: form for form in made}[number]

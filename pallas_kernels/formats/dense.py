@@ -7,29 +7,31 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from .base import Format
+
 
 @dataclass(frozen=True)
-class Float32:
+class Float32(Format):
     """Full precision: 4 bytes. Wider values (float64, complex) keep their own type."""
 
-    name: str = "32bit"
-    dtype: jax.typing.DTypeLike = jnp.float32
-    quantized: bool = False
-    unbiased: bool = False
+    name = "32bit"
+    number = 1
+    dtype = jnp.float32
+    quantized = False
 
     def encode(
-        self, x: jax.Array, axis: int, noise: jax.Array | float = 0.5
-    ) -> tuple[jax.Array, None]:
-        del axis, noise
-        return x, None
+        self, x: jax.Array, scale: jax.Array, noise: jax.Array | float = 0.5
+    ) -> jax.Array:
+        del scale, noise
+        return x
 
-    def decode(self, codes: jax.Array, scale: jax.Array | None) -> jax.Array:
+    def decode(self, codes: jax.Array, scale: jax.Array) -> jax.Array:
         del scale
         return codes
 
 
 @dataclass(frozen=True)
-class BFloat16:
+class BFloat16(Format):
     """bfloat16: 2 bytes, 8 significant bits, the range of float32.
 
     Second moments (`unbiased`) are rounded up or down at random in proportion: with
@@ -37,25 +39,29 @@ class BFloat16:
     the nearest value would be the old one for ever.
     """
 
-    unbiased: bool
-    name: str = "bf16"
-    dtype: jax.typing.DTypeLike = jnp.bfloat16
-    quantized: bool = False
+    unbiased: bool  # pyright: ignore[reportGeneralTypeIssues]
+    name = "bf16"
+    dtype = jnp.bfloat16
+    quantized = False
+
+    @property
+    def number(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return 7 if self.unbiased else 2
 
     def encode(
-        self, x: jax.Array, axis: int, noise: jax.Array | float = 0.5
-    ) -> tuple[jax.Array, None]:
-        del axis
+        self, x: jax.Array, scale: jax.Array, noise: jax.Array | float = 0.5
+    ) -> jax.Array:
+        del scale
         if not self.unbiased:
-            return x.astype(jnp.bfloat16).astype(jnp.float32), None
+            return x.astype(jnp.bfloat16).astype(jnp.float32)
         largest = float(jnp.finfo(jnp.bfloat16).max)
         bits = lax.bitcast_convert_type(jnp.minimum(x, largest), jnp.int32)
         dither = jnp.asarray(noise * 65536.0).astype(jnp.int32)
         kept = (bits + dither) & np.int32(-0x10000)
         rounded = lax.bitcast_convert_type(kept, jnp.float32)
         # A non-zero value never becomes zero (only denormal numbers could).
-        return jnp.where(rounded == 0.0, x, rounded), None
+        return jnp.where(rounded == 0.0, x, rounded)
 
-    def decode(self, codes: jax.Array, scale: jax.Array | None) -> jax.Array:
+    def decode(self, codes: jax.Array, scale: jax.Array) -> jax.Array:
         del scale
         return codes

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from ._scale import block_scale, reciprocal
+from .base import Format, reciprocal
 
 _DECADES = 7
 
 
 @dataclass(frozen=True)
-class Dynamic8:
-    """Seven decades, each cut into equal cells: finer where values are larger.
+class Dynamic8(Format):
+    """Seven decades, each of equal cells: finer where values are larger.
 
     Decade e = 0..6 covers scale * [10**(e-7), 10**(e-6)) with n = 2**e cells (2**(e+1)
     if unsigned); cell k holds its centre,
@@ -31,29 +31,29 @@ class Dynamic8:
     """
 
     signed: bool
-    dtype: jax.typing.DTypeLike = jnp.int8
-    quantized: bool = True
-    unbiased: bool = False
 
     @property
-    def name(self) -> str:
+    def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         return "dynamic8" if self.signed else "dynamic8u"
+
+    @property
+    def number(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return 5 if self.signed else 6
 
     @property
     def _cells(self) -> list[int]:
         return [2 ** (e if self.signed else e + 1) for e in range(_DECADES)]
 
     def encode(
-        self, x: jax.Array, axis: int, noise: jax.Array | float = 0.5
-    ) -> tuple[jax.Array, jax.Array]:
+        self, x: jax.Array, scale: jax.Array, noise: jax.Array | float = 0.5
+    ) -> jax.Array:
         del noise
-        scale = block_scale(jnp.abs(x), axis)
         y = x * reciprocal(scale)
         a = jnp.abs(y)
         index = jnp.zeros(x.shape, jnp.float32)
         for e, n in enumerate(self._cells):
             # Within a decade the borders of the cells are the midpoints, so the cell
-            # is the nearest code; across its lower end the midpoint lies higher.
+            # is the nearest code; across its lower end the midpoint is higher.
             top_below = 10.0 ** (e - 7) * (1 - 0.9 / n) if e else 0.0
             first = 10.0 ** (e - 6) * (0.1 + 0.45 / n)
             cell = jnp.floor(a * (n * 10.0 ** (6 - e) / 0.9) - n / 9)
@@ -67,14 +67,13 @@ class Dynamic8:
             index = jnp.where(y > 0.0, jnp.maximum(index, 1.0), index)
         code = index.astype(jnp.int32)
         # Into -128..127: casting what does not fit is undefined on some devices.
-        return jnp.where(code > 127, code - 256, code), scale
+        return jnp.where(code > 127, code - 256, code)
 
     def _first(self, n: int) -> int:
         """Code of the lowest cell of the decade that has n cells."""
         return n if self.signed else n - 1
 
-    def decode(self, codes: jax.Array, scale: jax.Array | None) -> jax.Array:
-        assert scale is not None
+    def decode(self, codes: jax.Array, scale: jax.Array) -> jax.Array:
         if self.signed:
             top, sign = codes == -128, jnp.where(codes < 0, -1.0, 1.0)
             index = jnp.abs(codes)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ._scale import block_scale, reciprocal
+from .base import Format, as_bf16, reciprocal
 
 _MANTISSA_BITS = 3
 _SHIFT = 23 - _MANTISSA_BITS  # a code is the head of a float32's bit pattern
@@ -16,7 +16,7 @@ _BIAS = (127 << _MANTISSA_BITS) - _TOP  # code 127 is 1.0
 
 
 @dataclass(frozen=True)
-class Log8:
+class Log8(Format):
     """Sign, octave and 3 bits of mantissa, relative to the block's largest.
 
     With c = |code| in 1..127 and c + 889 = 8 e + f (0 <= f < 8),
@@ -29,24 +29,22 @@ class Log8:
     never too large. 1 byte, and 2 / block_size for the scale.
     """
 
-    name: str = "log8"
-    dtype: jax.typing.DTypeLike = jnp.int8
-    quantized: bool = True
-    unbiased: bool = False
+    name = "log8"
+    number = 3
+
+    def scale(self, largest: jax.Array) -> jax.Array:
+        return as_bf16(largest, nearest=True)
 
     def encode(
-        self, x: jax.Array, axis: int, noise: jax.Array | float = 0.5
-    ) -> tuple[jax.Array, jax.Array]:
+        self, x: jax.Array, scale: jax.Array, noise: jax.Array | float = 0.5
+    ) -> jax.Array:
         del noise
-        magnitude = jnp.abs(x)
-        scale = block_scale(magnitude, axis, nearest=True)
-        bits = lax.bitcast_convert_type(magnitude * reciprocal(scale), jnp.int32)
+        bits = lax.bitcast_convert_type(jnp.abs(x) * reciprocal(scale), jnp.int32)
         code = ((bits + np.int32(1 << (_SHIFT - 1))) >> _SHIFT) - _BIAS
         code = jnp.clip(code, 0, _TOP)
-        return jnp.where(x < 0.0, -code, code), scale
+        return jnp.where(x < 0.0, -code, code)
 
-    def decode(self, codes: jax.Array, scale: jax.Array | None) -> jax.Array:
-        assert scale is not None
+    def decode(self, codes: jax.Array, scale: jax.Array) -> jax.Array:
         bits = (jnp.abs(codes) + _BIAS) << _SHIFT
         sign = codes & np.int32(-0x80000000)
         x = lax.bitcast_convert_type(bits | sign, jnp.float32)

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from ._scale import block_scale, reciprocal
+from .base import Format, reciprocal
 
 _LEVELS = 256
 
 
 @dataclass(frozen=True)
-class Root8:
+class Root8(Format):
     """The eighth root of v, in 256 equal steps up to the block's largest.
 
         v = (scale * (code + 129) / 256)**8,      scale >= largest v**(1/8) of the block
@@ -25,24 +25,27 @@ class Root8:
     scale.
     """
 
-    name: str = "root8"
-    dtype: jax.typing.DTypeLike = jnp.int8
-    quantized: bool = True
-    unbiased: bool = True
+    name = "root8"
+    number = 4
+    unbiased = True
+
+    def magnitude(self, x: jax.Array) -> jax.Array:
+        return super().magnitude(_eighth_root(x))
 
     def encode(
-        self, x: jax.Array, axis: int, noise: jax.Array | float = 0.5
-    ) -> tuple[jax.Array, jax.Array]:
-        root = jnp.sqrt(jnp.sqrt(jnp.sqrt(x)))
-        scale = block_scale(root, axis)
-        level = root * (reciprocal(scale) * _LEVELS) + (noise - 1.0)
+        self, x: jax.Array, scale: jax.Array, noise: jax.Array | float = 0.5
+    ) -> jax.Array:
+        level = _eighth_root(x) * (reciprocal(scale) * _LEVELS) + (noise - 1.0)
         level = jnp.clip(level, 0.0, _LEVELS - 1.0)  # the cast below truncates
-        return level.astype(jnp.int32) - _LEVELS // 2, scale
+        return level.astype(jnp.int32) - _LEVELS // 2
 
-    def decode(self, codes: jax.Array, scale: jax.Array | None) -> jax.Array:
-        assert scale is not None
+    def decode(self, codes: jax.Array, scale: jax.Array) -> jax.Array:
         step = scale * (1.0 / _LEVELS)
         root = (codes + (_LEVELS // 2 + 1)).astype(jnp.float32) * step
         square = root * root
         fourth = square * square
         return fourth * fourth
+
+
+def _eighth_root(x: jax.Array) -> jax.Array:
+    return jnp.sqrt(jnp.sqrt(jnp.sqrt(x)))

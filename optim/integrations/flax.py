@@ -3,47 +3,9 @@
 from typing import Any
 
 import jax.numpy as jnp
-import optax
 from flax.training import train_state
 
-from .fused import Transformation
-
-
-def step(
-    tx: optax.GradientTransformation,
-    grads: Any,
-    state: Any,
-    params: Any,
-    **extra_args: Any,
-) -> tuple[Any, Any]:
-    """One optimization step with any optax transformation, as fused as it allows.
-
-    Octavo's own optimizers write the parameters in their kernel; anything else, an
-    `optax.chain` included, goes through `tx.update` and `optax.apply_updates`.
-
-    Args:
-      tx: the transformation.
-      grads: tree like params.
-      state: what `tx.init` or the last step returned.
-      params: the parameters.
-      **extra_args: passed on to `tx.update`.
-
-    Returns:
-      The new parameters and the new state.
-
-    >>> import jax.numpy as jnp, optax
-    >>> from octavo import optim
-    >>> tx = optax.chain(optax.clip_by_global_norm(1.0), optim.adam(0.1))
-    >>> params = jnp.ones(3)
-    >>> params, _ = optim.step(tx, jnp.ones(3), tx.init(params), params)
-    >>> print(f"{params[0]:.4f}")
-    0.9000
-    """
-    if isinstance(tx, Transformation):
-        return tx.step(grads, state, params, **extra_args)
-    tx = optax.with_extra_args_support(tx)
-    updates, state = tx.update(grads, state, params, **extra_args)
-    return optax.apply_updates(params, updates), state
+from ..stepping.transformation import step
 
 
 class TrainState(train_state.TrainState):

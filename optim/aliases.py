@@ -4,9 +4,9 @@ from collections.abc import Callable
 from functools import partial, update_wrapper
 
 from .adam import adam, adamw
-from .fused import Transformation
 from .lamb import lamb
 from .lars import lars
+from .stepping.transformation import Transformation
 
 
 def _stored(

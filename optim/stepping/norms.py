@@ -1,4 +1,4 @@
-"""The norms and ratios of the last step, for logging."""
+"""What norms of layers are for: clipping, the limit of a step, and a log of them."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -6,11 +6,62 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from .checks import is_traced
-from .state import State
-from .tree import Leaves
+from octavo.pallas_kernels import Norms
 
+from ..checks import is_traced
+from ..storage.state import states_in
+
+HISTORY = 100
 _ABSENT = -1.0  # no norm is negative
+
+
+def unlimited(norm: Norms, decay: jax.Array, hyperparameters: Any) -> jax.Array:
+    """The ratio of rules that have none, for `limited`."""
+    del decay, hyperparameters
+    return jnp.ones_like(norm.p)
+
+
+def limited(ratio: jax.Array, norm: Norms, max_unorm: Any) -> jax.Array:
+    """The ratio of a step that is at most max_unorm times as long as the weights.
+
+    bitsandbytes' rule, which never moves a layer whose weights are all 0; here those
+    have no limit.
+    """
+    limit = max_unorm * norm.p
+    exceeds = (ratio * norm.x > limit) & (norm.p > 0.0)
+    return jnp.where(exceeds, limit / norm.x, ratio)
+
+
+def clip_global(squares: jax.Array, max_norm: Any) -> jax.Array:
+    """The factor of all gradients, from the sum of squares of each."""
+    norm = jnp.sqrt(jnp.sum(squares))
+    return jnp.where(norm > max_norm, max_norm / norm, 1.0)
+
+
+def clip_percentile(
+    squares: jax.Array, history: jax.Array, count: jax.Array, percentile: int
+) -> tuple[jax.Array, jax.Array]:
+    """The factor of each leaf's gradient, and the new history.
+
+    The rule of bitsandbytes before 0.50: the first squared norm fills the history;
+    later ones replace the oldest; the limit is the one at index `percentile` of the
+    sorted history. Norms that are zero or not finite are no first one, though: a limit
+    of zero would stop a leaf for the next hundred steps.
+
+    Args:
+      squares: sum of squares of each leaf's gradient, shape (leaves,); NaN where it has
+        values that are not finite.
+      history: of such sums, shape (leaves, 100).
+      count: steps taken before.
+      percentile: 1 to 99.
+    """
+    oldest = jnp.arange(HISTORY) == (count + 1) % HISTORY
+    empty = jnp.max(history, axis=1) == 0.0
+    replaced = (oldest[None, :] | empty[:, None]) & jnp.isfinite(squares)[:, None]
+    history = jnp.where(replaced, squares[:, None], history)
+    limit = jnp.sqrt(jnp.sort(history, axis=1)[:, percentile])
+    norm = jnp.sqrt(squares)
+    return jnp.where((norm > limit) & (limit > 0.0), limit / norm, 1.0), history
 
 
 class LayerNorms(NamedTuple):
@@ -51,16 +102,14 @@ def last_norms(state: Any) -> dict[str, LayerNorms]:
     >>> print(f"{optim.last_norms(state)['w'].ratio:.4f}")
     2.0000
     """
-    nodes = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, State))
-    states = [x for x in nodes if isinstance(x, State)]
-    recorded = [x for x in states if "norms" in x.extra]
+    recorded = [x for x in states_in(state) if "norms" in x.extra]
     if not recorded:
         raise ValueError(
             "no norms in this state: make the optimizer with record_norms=True"
         )
     found = {}
     for x in recorded:
-        paths = Leaves.of(next(iter(x.moments.values()))).paths
+        paths = x.codes(x.slots[0]).paths
         for i, path in enumerate(paths):
             rows = (_shown(x.extra["norms"][name][i]) for name in LayerNorms._fields)
             found[path] = LayerNorms(*rows)

@@ -2,17 +2,17 @@
 
 import math
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 import optax
-from rich.console import Console
-from rich.table import Table
 
-from .state import State, scale_name
-from .tree import Leaves
+from octavo.pallas_kernels import Storage, StoredSlot, nbytes
+
+from .storage.state import State, scale_name, states_in
+from .storage.table import records_of, tables_of
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,9 @@ class MemoryReport:
         return sum(row.parameters for row in self.rows)
 
     def __str__(self) -> str:
+        from rich.console import Console
+        from rich.table import Table
+
         table = Table("leaves", "shape", "format", "parameters", "state", "in 32 bits")
         for column in table.columns[3:]:
             column.justify = "right"
@@ -125,11 +128,13 @@ def memory_report(tx: optax.GradientTransformation, params: Any) -> MemoryReport
     2.125
     """
     state = jax.eval_shape(tx.init, params)
-    nodes = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, State))
-    states = [x for x in nodes if isinstance(x, State)]
     groups: dict[tuple[str, tuple[int, ...], str], list[tuple[int, int]]] = {}
-    for pattern, shape, formats, size in (leaf for s in states for leaf in _leaves(s)):
-        groups.setdefault((pattern, shape, formats), []).append(size)
+    for one, table in zip(states_in(state), tables_of(tx, params), strict=True):
+        for path, record in records_of(one, table).items():
+            pattern = re.sub(r"\d+", "*", path)
+            formats = dict.fromkeys(_shown(slot) for slot in record.slots)
+            key = pattern, record.shape, "/".join(formats)
+            groups.setdefault(key, []).append(_sizes(one, record))
     rows = tuple(
         MemoryRow(
             pattern,
@@ -141,43 +146,26 @@ def memory_report(tx: optax.GradientTransformation, params: Any) -> MemoryReport
         )
         for (pattern, shape, formats), sizes in groups.items()
     )
-    whole = sum(_nbytes(x) for x in jax.tree.leaves(state))
+    whole = sum(nbytes(x) for x in jax.tree.leaves(state))
     return MemoryReport(rows, whole - sum(row.bytes for row in rows))
 
 
-def _leaves(
-    state: State,
-) -> Iterator[tuple[str, tuple[int, ...], str, tuple[int, int]]]:
-    """Pattern, shape, formats, and (bytes, bytes in 32 bits) of each leaf."""
-    (tag,) = state.extra["format"]
-    names = dict(part.split("_", 1) for part in tag.split("-"))
-    trees = {slot: Leaves.of(tree) for slot, tree in state.moments.items()}
-    scales = {
-        slot: Leaves.of(state.scales[scale_name(slot)]).leaves
-        for slot in trees
-        if scale_name(slot) in state.scales
-    }
-    for i, path in enumerate(next(iter(trees.values())).paths):
-        codes = {slot: tree.leaves[i] for slot, tree in trees.items()}
-        stored = sum(_nbytes(x) for x in codes.values())
-        stored += sum(_nbytes(tree[i]) for tree in scales.values())
-        formats = [_format_name(x.dtype, names[slot]) for slot, x in codes.items()]
-        shape = next(iter(codes.values())).shape
-        full = 4 * math.prod(shape) * len(codes)
-        pattern = re.sub(r"\d+", "*", path)
-        unique = list(dict.fromkeys(formats))
-        yield pattern, shape, "/".join(unique), (stored, full)
+def _shown(slot: StoredSlot) -> str:
+    """The format of a slot, or the type of what is wider."""
+    own = slot.dtype == np.dtype(slot.format.dtype)
+    return slot.format.name if own else slot.dtype.name
 
 
-def _format_name(dtype: Any, quantized: str) -> str:
-    names = {"float32": "32bit", "bfloat16": "bf16"}
-    if dtype == "int8":
-        return "int8" if quantized == "by_path" else quantized
-    return names.get(str(dtype), str(dtype))
-
-
-def _nbytes(x: Any) -> int:
-    return math.prod(x.shape) * x.dtype.itemsize
+def _sizes(state: State, record: Storage) -> tuple[int, int]:
+    """Bytes of a leaf's state, and what they would be in 32 bits."""
+    stored = full = 0
+    for k, slot in enumerate(record.slots):
+        codes = record.codes(k)
+        stored += nbytes(codes)
+        full += 4 * math.prod(record.shape if slot.shape is None else slot.shape)
+        if scale_name(slot.name) in state._fields:
+            stored += nbytes(record.scales(k))
+    return stored, full
 
 
 def shown_size(n: int) -> str:

@@ -1,0 +1,1 @@
+"""Octavo in other libraries' training loops; each is imported only when asked for."""

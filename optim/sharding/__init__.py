@@ -1,0 +1,1 @@
+"""How parameters and state are partitioned over a mesh of devices."""

@@ -1,0 +1,116 @@
+"""How a leaf and its blocks are partitioned over a mesh."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from octavo.pallas_kernels import Blocks, Storage, blocks_of
+
+
+def fitting(sharding: NamedSharding, shape: tuple[int, ...]) -> NamedSharding:
+    """The sharding, less the axes that it would partition unequally."""
+    parts = shards(sharding, len(shape))
+    spec = padded_spec(sharding, len(shape))
+    kept = (
+        s if n % k == 0 else None for s, n, k in zip(spec, shape, parts, strict=True)
+    )
+    return NamedSharding(sharding.mesh, PartitionSpec(*kept))
+
+
+def mesh_axes(axis: Any) -> tuple[str, ...]:
+    """The mesh axes over which one axis of an array is partitioned."""
+    return () if axis is None else axis if isinstance(axis, tuple) else (axis,)
+
+
+def padded_spec(sharding: NamedSharding, rank: int) -> tuple[Any, ...]:
+    """The sharding's spec with an entry for each axis of the array."""
+    return (*sharding.spec, *(None,) * (rank - len(sharding.spec)))
+
+
+def shards(sharding: NamedSharding, rank: int) -> tuple[int, ...]:
+    """Into how many parts each axis is partitioned."""
+    sizes = dict(zip(sharding.mesh.axis_names, sharding.mesh.axis_sizes, strict=True))
+    spec = padded_spec(sharding, rank)
+    return tuple(math.prod(sizes[name] for name in mesh_axes(axis)) for axis in spec)
+
+
+def aligned(blocks: Blocks, sharding: NamedSharding) -> bool:
+    """Whether no block crosses a shard boundary."""
+    if blocks.axis is None:
+        return True
+    length = _shard_length(blocks, sharding)
+    return length == blocks.shape[blocks.axis] or length % blocks.size == 0
+
+
+def _shard_length(blocks: Blocks, sharding: NamedSharding) -> int:
+    """Length of a shard along the blocked axis."""
+    axis = blocks.axis or 0
+    return blocks.shape[axis] // shards(sharding, len(blocks.shape))[axis]
+
+
+def origin(blocks: Blocks, sharding: NamedSharding) -> jax.Array:
+    """Within shard_map: position in the whole leaf of the first value of this shard.
+
+    Modulo 2**32.
+    """
+    start = jnp.int32(0)
+    for first, stride in zip(starts(blocks, sharding), blocks.strides, strict=True):
+        start = start + first * ((stride + 2**31) % 2**32 - 2**31)
+    return start
+
+
+def starts(blocks: Blocks, sharding: NamedSharding) -> list[jax.Array]:
+    """Within shard_map: index in the whole leaf, along each axis, of this shard.
+
+    Args:
+      blocks: of the shard.
+      sharding: of the whole leaf.
+    """
+    spec = padded_spec(sharding, len(blocks.shape))
+    return [
+        _index(axis) * jnp.int32(length)
+        for axis, length in zip(spec, blocks.shape, strict=True)
+    ]
+
+
+def _index(axis: Any) -> jax.Array:
+    over = mesh_axes(axis)
+    return lax.axis_index(over) if over else jnp.int32(0)
+
+
+def owned(sharding: NamedSharding) -> jax.Array:
+    """Within shard_map: whether this device is the first of those with its shard."""
+    used = {name for axis in sharding.spec for name in mesh_axes(axis)}
+    first = jnp.bool_(True)
+    for name in sharding.mesh.axis_names:
+        if name not in used:
+            first = first & (lax.axis_index(name) == 0)
+    return first
+
+
+def advice(path: str, storage: Storage, sharding: NamedSharding) -> str:
+    """What to do about a leaf whose blocks cross shard boundaries."""
+    blocks = storage.blocks
+    fits = []
+    for size in (16, 8):
+        other = blocks_of(blocks.shape, size, blocks.axis, blocks.layers)
+        if aligned(other, sharding):
+            fits.append(f"block_size={size}")
+            break
+    for axis in range(len(blocks.shape)):
+        # Whatever block_size is given: it is not known here.
+        sizes = (blocks_of(blocks.shape, 2**n, axis) for n in range(3, 9))
+        fit = all(aligned(other, sharding) for other in sizes)
+        if axis not in (blocks.axis, *blocks.layers) and fit:
+            fits.append(f"block_axis={axis}")
+            break
+    fitting = " or ".join(fits) if fits else "state='32bit', or another sharding,"
+    return (
+        f"{path!r} of shape {blocks.shape} with {sharding.spec}: blocks of "
+        f"{blocks.size} along axis {blocks.axis} cross the boundaries of its shards "
+        f"of {_shard_length(blocks, sharding)}; {fitting} fits"
+    )

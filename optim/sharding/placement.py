@@ -1,0 +1,227 @@
+"""On which devices arrays are: what users say, what types say, and what is made."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
+
+from ..checks import is_traced
+from ..storage.tree import Kind, Leaves, spread
+from .geometry import fitting, mesh_axes, shards
+
+_SHARDING = Kind(
+    lambda x: isinstance(x, NamedSharding | PartitionSpec),
+    "NamedShardings (or PartitionSpecs, within jax.set_mesh)",
+)
+
+
+def placements(option: Any, tree: Leaves) -> list[NamedSharding | None]:
+    """The sharding of each leaf; None where it is not known, or is one device.
+
+    Args:
+      option: `sharding` of the optimizer, or None: it is read off the arrays' types,
+        if the axes of their mesh are explicit.
+      tree: the parameters, or gradients.
+
+    Raises:
+      ValueError: where the option does not fit the tree.
+    """
+    if option is not None:
+        found: list[Any] = full(option, tree)
+    else:
+        found = [_explicit(leaf) for leaf in tree.leaves]
+        _check_meshes(tree, found)
+    return [None if s is None or _is_one_device(s) else s for s in found]
+
+
+def _is_one_device(sharding: NamedSharding) -> bool:
+    """Unless types say how it is sharded: they do so on one device, too."""
+    types = sharding.mesh.axis_types
+    return sharding.mesh.size == 1 and AxisType.Explicit not in types
+
+
+def everywhere(x: jax.Array, leaves: Sequence[Any], given: Sequence[Any]) -> jax.Array:
+    """A small array on all devices of the leaves."""
+    for leaf, sharding in zip(leaves, given, strict=True):
+        where = _home(leaf, sharding)
+        if where is not None:
+            replicated = NamedSharding(where.mesh, PartitionSpec())
+            if not is_traced(x):
+                return jax.device_put(x, replicated)
+            return _constrained(x, replicated)
+    return x
+
+
+def _home(leaf: Any, sharding: NamedSharding | None) -> NamedSharding | None:
+    """The sharding for the state of a leaf: as given, or else as the leaf itself.
+
+    Outside of jit with concrete devices.
+    """
+    concrete = isinstance(leaf, jax.Array) and not is_traced(leaf)
+    own = leaf.sharding if concrete else None
+    if not isinstance(own, NamedSharding):
+        own = None
+    if sharding is None:
+        return own
+    if isinstance(sharding.mesh, AbstractMesh) and concrete:
+        mesh = own.mesh if own is not None else jax.sharding.get_mesh()
+        return NamedSharding(mesh, sharding.spec)
+    return sharding
+
+
+def _constrained(x: jax.Array, sharding: NamedSharding) -> jax.Array:
+    """Within jit: an array sharded so, as far as its mesh says."""
+    types = set(sharding.mesh.axis_types)
+    if types == {AxisType.Explicit}:
+        abstract = NamedSharding(sharding.mesh.abstract_mesh, sharding.spec)
+        return jax.sharding.reshard(x, abstract)
+    if AxisType.Explicit in types:  # XLA decides, and the arguments of jit
+        return x
+    return lax.with_sharding_constraint(x, sharding)
+
+
+def full(shardings: Any, tree: Leaves) -> list[NamedSharding]:
+    """The sharding of each leaf, from a tree of them or a prefix of it; checked."""
+    if not tree.leaves:
+        return []
+    given = spread("sharding", shardings, tree, _SHARDING)
+    named = zip(tree.paths, tree.leaves, given, strict=True)
+    found = [_checked(path, jnp.shape(leaf), s) for path, leaf, s in named]
+    _check_meshes(tree, found)
+    return found
+
+
+def _check_meshes(tree: Leaves, found: Sequence[NamedSharding | None]) -> None:
+    meshes = {s.mesh: path for path, s in zip(tree.paths, found, strict=True) if s}
+    if len(meshes) > 1:
+        (first, a), (second, b), *_ = meshes.items()
+        raise ValueError(
+            f"sharding: {a!r} is on the mesh {_shown(first)}, but {b!r} on "
+            f"{_shown(second)}: put all parameters on one mesh"
+        )
+
+
+def filled(
+    like: jax.ShapeDtypeStruct,
+    value: Any,
+    leaf: Any,
+    sharding: NamedSharding | None,
+) -> jax.Array:
+    """An array of one value, sharded like a parameter as far as its shape divides.
+
+    Never on one device first. Without a sharding, that of a concrete array is taken.
+    """
+    where = _home(leaf, sharding)
+    if where is None:
+        return jnp.full(like.shape, value, like.dtype)
+    fitted = fitting(where, like.shape)
+    if isinstance(leaf, jax.Array) and not is_traced(leaf):
+        return jnp.full(like.shape, value, like.dtype, device=fitted)
+    return _constrained(jnp.full(like.shape, value, like.dtype), fitted)
+
+
+def _explicit(leaf: Any) -> NamedSharding | None:
+    """The sharding in an array's type, if all axes of its mesh are explicit."""
+    if not isinstance(leaf, jax.Array):
+        return None
+    sharding = jax.typeof(leaf).sharding
+    if not isinstance(sharding, NamedSharding) or sharding.mesh.empty:
+        return None
+    explicit = all(t == AxisType.Explicit for t in sharding.mesh.axis_types)
+    return sharding if explicit else None
+
+
+def _checked(path: str, shape: tuple[int, ...], given: Any) -> NamedSharding:
+    """A sharding that fits a leaf."""
+    mesh = given.mesh if isinstance(given, NamedSharding) else _mesh_for(path, given)
+    spec = given.spec if isinstance(given, NamedSharding) else given
+    sizes = dict(zip(mesh.axis_names, mesh.axis_sizes, strict=True))
+    unknown = [name for axis in spec for name in mesh_axes(axis) if name not in sizes]
+    if unknown:
+        raise ValueError(
+            f"sharding for {path!r}: {spec} names the axis {unknown[0]!r}, but the "
+            f"mesh has {', '.join(map(repr, sizes))}"
+        )
+    if len(spec) > len(shape):
+        raise ValueError(
+            f"sharding for {path!r}: {spec} has {len(spec)} axes, but its shape "
+            f"{shape} has {len(shape)}"
+        )
+    sharding = NamedSharding(mesh, spec)
+    for k, n in enumerate(shards(sharding, len(shape))):
+        if shape[k] % n:
+            raise ValueError(
+                f"sharding for {path!r}: {spec} partitions axis {k} of its shape "
+                f"{shape} into {n} unequal parts"
+            )
+    return sharding
+
+
+def _mesh_for(path: str, spec: PartitionSpec) -> Any:
+    """The mesh of the context, for a spec that comes without one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        raise ValueError(
+            f"sharding for {path!r}: {spec} needs a mesh, and none is set: give a "
+            "NamedSharding, or call within jax.set_mesh(mesh)"
+        )
+    return mesh
+
+
+def _shown(mesh: Any) -> str:
+    return str(dict(zip(mesh.axis_names, mesh.axis_sizes, strict=True)))
+
+
+def state_sharding(
+    tx: optax.GradientTransformation, params: Any, shardings: Any
+) -> Any:
+    """The sharding of an optimizer's state, for a sharding of the parameters.
+
+    Codes are sharded like the parameter. So are scales, but for a blocked axis that has
+    fewer blocks than parts, which is then replicated; and so is whatever else an optax
+    transformation keeps for each parameter. Counters are replicated.
+
+    Args:
+      tx: an Octavo optimizer, or any optax transformation.
+      params: tree of arrays or of `jax.ShapeDtypeStruct`.
+      shardings: tree of `NamedSharding` like params, or a prefix of one.
+
+    Returns:
+      The state's tree, of NamedShardings: for `jax.jit(tx.init, out_shardings=...)`,
+      `jax.device_put` and Orbax.
+
+    Raises:
+      ValueError: where shardings do not fit the parameters.
+
+    >>> import jax
+    >>> from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+    >>> from octavo import optim
+    >>> tx, mesh = optim.adamw(1e-3), jax.make_mesh((1,), ("data",))
+    >>> params = {"w": jax.ShapeDtypeStruct((4096, 512), "float32")}
+    >>> shardings = optim.state_sharding(tx, params, NamedSharding(mesh, P("data")))
+    >>> shardings.mu["w"].spec
+    P('data', None)
+    """
+    shapes = jax.tree.map(abstract, params)
+    tree = Leaves.of(shapes)
+    given = full(shardings, tree)
+    state = jax.eval_shape(tx.init, shapes)
+    if not given:
+        raise ValueError("params has no leaves: there is no mesh to put a state on")
+    everywhere = NamedSharding(given[0].mesh, PartitionSpec())
+    return optax.tree_map_params(
+        tx,
+        lambda leaf, sharding: fitting(sharding, leaf.shape),
+        state,
+        tree.replaced(given),
+        transform_non_params=lambda _: everywhere,
+    )
+
+
+def abstract(x: Any) -> jax.ShapeDtypeStruct:
+    """Shape and type of a leaf."""
+    return jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x))

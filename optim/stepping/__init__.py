@@ -1,0 +1,1 @@
+"""What runs a step: the transformation, its operands, and its passes over leaves."""

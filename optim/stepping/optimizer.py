@@ -1,0 +1,267 @@
+"""What the functions of a transformation do."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding
+
+from octavo import pallas_kernels as kernels
+from octavo.pallas_kernels import Program, Rule, Scalars, Storage
+
+from ..options import Settings
+from ..sharding.placement import everywhere, filled, placements
+from ..storage.plan import plan, quantizes
+from ..storage.state import (
+    State,
+    StateLeaves,
+    check_gradients,
+    fields_of,
+    scale_name,
+    state_class,
+)
+from ..storage.table import table_of, tag_of
+from ..storage.tree import BOOLS, Leaves, spread
+from .norms import HISTORY, no_norms, unlimited
+from .operands import Operands, Step, operands
+from .tasks import Work, warn_of_crossing
+
+
+@dataclass(frozen=True, eq=False)
+class Optimizer:
+    """A rule with its hyperparameters and options: what `init` and steps do."""
+
+    rule: Rule
+    hyperparameters: Any
+    learning_rate: optax.ScalarOrSchedule
+    settings: Settings
+    weight_decay: Any
+    masks: dict[str, Any]
+    _planned: dict[Any, list[Storage]] = field(default_factory=dict, init=False)
+
+    @cached_property
+    def fields(self) -> tuple[str, ...]:
+        """Of its states."""
+        slots = self.rule.slots
+        names = [slot.name for slot in slots]
+        return fields_of(names, quantizes(self.settings, slots))
+
+    @cached_property
+    def tag(self) -> str:
+        """Of its states."""
+        return tag_of(self.settings, self.rule.slots)
+
+    def records(self, tree: Leaves) -> list[Storage]:
+        """How each leaf is stored; planned once for each tree of paths and shapes."""
+        forms = ((jnp.shape(x), jnp.result_type(x)) for x in tree.leaves)
+        key = tree.paths, tuple(forms)
+        if key not in self._planned:
+            self._planned[key] = plan(self.settings, self.rule.slots, tree)
+        return self._planned[key]
+
+    # ---------------------------------------------------------------------- init
+
+    def init(self, params: Any) -> State:
+        """A fresh state, sharded like the parameters."""
+        leaves = Leaves.of(params)
+        records = self.records(leaves)
+        where = placements(self.settings.sharding, leaves)
+        each = list(zip(records, leaves.leaves, where, strict=True))
+        trees = {}
+        for k, slot in enumerate(self.rule.slots):
+            codes, scales = [], []
+            for record, p, sharding in each:
+                code, scale = record.initial(k)
+                codes.append(filled(record.codes(k), code, p, sharding))
+                scales.append((record.scales(k), scale, p, sharding))
+            trees[slot.name] = leaves.replaced(codes)
+            if scale_name(slot.name) in self.fields:
+                full = [filled(*args) for args in scales]
+                trees[scale_name(slot.name)] = leaves.replaced(full)
+        small = (jnp.zeros((), jnp.int32), self._extra(records))
+        count, extra = jax.tree.map(
+            lambda x: everywhere(x, leaves.leaves, where), small
+        )
+        made = {"count": count, **trees, "extra": extra}
+        return state_class(self.fields)(**made)  # type: ignore[call-arg]
+
+    def _extra(self, records: list[Storage]) -> dict[str, Any]:
+        table = table_of(records, len(self.rule.slots))
+        extra: dict[str, Any] = {"format": {self.tag: table}}
+        settings = self.settings
+        if settings.skip_nonfinite:
+            extra["skipped"] = jnp.zeros((), jnp.int32)
+        if settings.percentile_clipping is not None:
+            extra["clip_history"] = jnp.zeros((len(records), HISTORY))
+        if settings.record_norms:
+            extra["norms"] = no_norms([record.blocks.layer_count for record in records])
+        return extra
+
+    def _extra_keys(self) -> set[str]:
+        """Of `_extra`."""
+        settings = self.settings
+        options = {
+            "skipped": settings.skip_nonfinite,
+            "clip_history": settings.percentile_clipping is not None,
+            "norms": settings.record_norms,
+        }
+        return {"format", *(name for name, on in options.items() if on)}
+
+    # ---------------------------------------------------------------------- steps
+
+    def update(
+        self, updates: Any, state: Any, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, Any]:
+        """As in optax."""
+        del extra_args
+        if params is None and self._needs_params():
+            raise ValueError(_NO_PARAMS)
+        return self._run(updates, state, params, in_place=False)
+
+    def step(
+        self, grads: Any, state: Any, params: Any, **extra_args: Any
+    ) -> tuple[Any, Any]:
+        """See `Transformation.step`."""
+        del extra_args
+        if params is None:
+            raise ValueError(_NO_PARAMS)
+        return self._run(grads, state, params, in_place=True)
+
+    def _needs_params(self) -> bool:
+        rule, settings = self.rule, self.settings
+        measures = settings.max_unorm is not None or settings.record_norms
+        return bool(rule.ratio or rule.decay or measures)
+
+    def _run(
+        self, grads: Any, state: Any, params: Any, in_place: bool
+    ) -> tuple[Any, Any]:
+        g = Leaves.of(grads)
+        p = None if params is None else Leaves.of(params)
+        old = StateLeaves.of(state, self.fields, self.tag, self._extra_keys())
+        tree = p or g
+        records = self.records(tree)
+        check_gradients(g, p, old, records)
+        leaves = [
+            old.leaf(i, path, record, *_values(record, i, g, p))
+            for i, (path, record) in enumerate(zip(tree.paths, records, strict=True))
+        ]
+        where = placements(self.settings.sharding, tree)
+        dtypes = [tuple(x.dtype for x in leaf[:2] if x is not None) for leaf in leaves]
+        work = self.work(tree, params, records, where, dtypes, in_place)
+        warn_of_crossing(work)
+        scalars = self._scalars(work, state.count)
+        key = kernels.step_key(self.settings.seed, state.count)
+        ids = [int(kernels.leaf_number(path)) for path in tree.paths]
+        given = Step(work, leaves, scalars, key, ids)
+        h = self.hyperparameters
+        passed = operands(self.settings, h, given, state.extra, state.count)
+        stepped = given._replace(scalars=passed.scalars).run()
+        results = [
+            leaf._replace(g=_zeros_like(leaf.g)) if result is None else result
+            for leaf, result in zip(leaves, stepped, strict=True)
+        ]
+        shown = p if in_place and p is not None else g
+        out = shown.replaced([r.p if in_place else r.g for r in results])
+        return out, _replaced(state, old.replaced(state, results), passed)
+
+    def work(
+        self,
+        tree: Leaves,
+        params: Any,
+        records: Sequence[Storage],
+        where: Sequence[NamedSharding | None],
+        dtypes: Sequence[tuple[Any, ...]],
+        in_place: bool,
+    ) -> list[Work]:
+        """What a step has to do for each leaf: static, without its arrays."""
+        rules = self._rules(records, params, tree)
+        rows = zip(tree.paths, rules, records, where, dtypes, strict=True)
+        return [
+            Work(
+                path,
+                Program(rule, record, in_place),
+                sharding,
+                types,
+                self.settings.backend_of(path),
+            )
+            for path, rule, record, sharding, types in rows
+        ]
+
+    def _rules(
+        self, records: Sequence[Storage], params: Any, tree: Leaves
+    ) -> list[Rule]:
+        """The rule of each leaf: with decay and ratio, or without."""
+        decays, adapts = (
+            _mask(name, mask, params, tree) for name, mask in self.masks.items()
+        )
+        if adapts is None:
+            blocks = (record.blocks for record in records)
+            adapts = [len(b.shape) - len(b.layers) >= 2 for b in blocks]
+        rules = []
+        for decay, adapt in zip(decays or [True] * len(records), adapts, strict=True):
+            rule = self.rule if decay else replace(self.rule, decay=None)
+            rule = rule if adapt else replace(rule, ratio=None)
+            if self.settings.max_unorm is not None and rule.ratio is None:
+                rule = replace(rule, ratio=unlimited)
+            rules.append(rule)
+        return rules
+
+    def _scalars(self, work: Sequence[Work], count: jax.Array) -> list[Scalars]:
+        """What each leaf takes as operands, as far as the step's number says."""
+        rate = self.learning_rate
+        rate = jnp.asarray(rate(count) if callable(rate) else rate, jnp.float32)
+        t = (count + 1).astype(jnp.float32)
+        own = self.rule.scalars(t, rate, self.hyperparameters)
+        factor = jnp.ones_like(rate) if self.rule.rate_first else rate
+        decay = None
+        if self.rule.decay is not None:
+            decay = jnp.asarray(self.weight_decay, jnp.float32)
+        most = self.settings.grad_clip_value
+        most = None if most is None else jnp.asarray(most, jnp.float32)
+        scalars = Scalars(factor, own, clip_value=most)
+        return [
+            scalars._replace(decay=decay if w.program.rule.decay else None)
+            for w in work
+        ]
+
+
+_NO_PARAMS = (
+    "this optimizer needs the current parameters: call "
+    "tx.update(grads, state, params) or tx.step(grads, state, params)"
+)
+
+
+def _values(record: Storage, i: int, g: Leaves, p: Leaves | None) -> tuple[Any, Any]:
+    """Gradient and parameter of leaf i, as arrays."""
+    gradient = jnp.asarray(g.leaves[i]) if record.steps else g.leaves[i]
+    return gradient, None if p is None else jnp.asarray(p.leaves[i])
+
+
+def _zeros_like(g: Any) -> Any:
+    return g if g.dtype == jax.dtypes.float0 else jnp.zeros_like(g)
+
+
+def _replaced(state: State, trees: dict[str, Any], passed: Operands) -> State:
+    """The state after a step."""
+    count, extra = jnp.asarray(optax.safe_increment(state.count)), passed.extra
+    if passed.take is not None:
+        taken = passed.take > 0.0
+        count, extra = jax.tree.map(
+            lambda new, old: jnp.where(taken, new, old),
+            (count, extra),
+            (state.count, state.extra),
+        )
+        skipped = optax.safe_increment(state.extra["skipped"])
+        extra["skipped"] = jnp.where(taken, state.extra["skipped"], skipped)
+    return state._replace(count=count, extra=extra, **trees)
+
+
+def _mask(name: str, mask: Any, params: Any, tree: Leaves) -> list[bool] | None:
+    """For each leaf, what the mask says; None if there is no mask."""
+    if mask is None:
+        return None
+    return spread(name, mask(params) if callable(mask) else mask, tree, BOOLS)

@@ -1,0 +1,193 @@
+"""One leaf's part in a pass over the parameters, and where it runs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+
+from octavo.pallas_kernels import Choice, Program, Sum, choose
+
+from ..checks import warn_once
+from ..sharding.geometry import advice, aligned, shards
+
+
+class Work(NamedTuple):
+    """What there is to do for one leaf, before it is decided where.
+
+    Attributes:
+      path: of the parameter.
+      program: the step.
+      sharding: of the parameter; None where it is not known, or is one device.
+      dtypes: of the gradient and the parameter.
+      backend: the one that the user wants, or None.
+    """
+
+    path: str
+    program: Program
+    sharding: NamedSharding | None
+    dtypes: tuple[Any, ...]
+    backend: str | None
+
+    @property
+    def crosses_shards(self) -> bool:
+        """Whether blocks cross the boundaries of known shards."""
+        storage = self.program.storage
+        if self.sharding is None or not storage.steps or not storage.quantized:
+            return False
+        return not aligned(storage.blocks, self.sharding)
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A leaf of unknown sharding, or on one device: its arrays are used as they are.
+
+    Like `Sharded` it is static and hashable, and without the leaf's path: equal leaves
+    have equal tasks.
+    """
+
+    program: Program
+    backend: str
+
+
+@dataclass(frozen=True)
+class Sharded:
+    """A leaf of known sharding.
+
+    Attributes:
+      program: for the whole leaf.
+      backend: of each shard.
+      sharding: of the parameter.
+      in_shards: whether each device can work on its own shard. If not, XLA partitions
+        the whole.
+    """
+
+    program: Program
+    backend: str
+    sharding: NamedSharding
+    in_shards: bool
+
+    @property
+    def shard(self) -> Program:
+        """For one shard."""
+        return self.program.shard(_parts(self.program, self.sharding))
+
+    @property
+    def explicit(self) -> bool:
+        """Whether the types of its arrays say how they are sharded."""
+        types = self.sharding.mesh.axis_types
+        return all(t == AxisType.Explicit for t in types)
+
+
+Task: TypeAlias = Whole | Sharded
+
+
+def tasks_of(
+    work: Sequence[Work], sums: Sequence[tuple[Sum, ...]] | None = None
+) -> list[Task | None]:
+    """Where each leaf runs; None for leaves with nothing to do.
+
+    Args:
+      work: for each leaf.
+      sums: what to measure of each; None: step them.
+    """
+    programs = [w.program for w in work]
+    if sums is not None:
+        rows = zip(programs, sums, strict=True)
+        programs = [replace(program, sums=names) for program, names in rows]
+    found: list[Task | None] = []
+    for w, program in zip(work, programs, strict=True):
+        if not program.storage.steps or (sums is not None and not program.sums):
+            found.append(None)
+            continue
+        task, why = task_of(w._replace(program=program))
+        if why == _UNKNOWN_SHARDING:
+            warn_once(_REMEDY.format(devices=jax.device_count()))
+        found.append(task)
+    return found
+
+
+def task_of(work: Work, platform: str | None = None) -> tuple[Task, str]:
+    """Where a leaf runs, and why it is no kernel.
+
+    Args:
+      work: of the leaf.
+      platform: of the device. Default None: that of the mesh, or of JAX' devices. Where
+        it is given and the sharding is not known, there is one device.
+
+    Raises:
+      ValueError: if the backend that the user wants refuses it.
+    """
+    program, sharding = work.program, work.sharding
+    if sharding is None:
+        choice = _choose(work, program, platform or _platform(None))
+        several = platform is None and jax.device_count() > 1
+        if several and work.backend is None and choice.backend != "xla":
+            choice = Choice("xla", _UNKNOWN_SHARDING)
+        return Whole(program, choice.backend), choice.why
+    if work.crosses_shards:
+        why = advice(work.path, program.storage, sharding)
+        return Sharded(program, "xla", sharding, in_shards=False), why
+    if not program.storage.elementwise:
+        why = "slots of another shape than the parameter's need the whole leaf"
+        return Sharded(program, "xla", sharding, in_shards=False), why
+    shard = program.shard(_parts(program, sharding))
+    choice = _choose(work, shard, platform or _platform(sharding))
+    return Sharded(program, choice.backend, sharding, in_shards=True), choice.why
+
+
+def _choose(work: Work, program: Program, platform: str) -> Choice:
+    try:
+        return choose(program, work.dtypes, platform, work.backend)
+    except ValueError as error:
+        raise ValueError(
+            f"{work.path!r}: {error}. Leave backend out for the best one that takes "
+            "each leaf, or give a function of the path"
+        ) from None
+
+
+def _parts(program: Program, sharding: NamedSharding) -> tuple[int, ...]:
+    return shards(sharding, len(program.storage.shape))
+
+
+def _platform(sharding: NamedSharding | None) -> str:
+    """Of the mesh's devices, which may be absent ones, or else JAX' default one."""
+    if sharding is not None:
+        mesh = sharding.mesh
+        if isinstance(mesh, Mesh):
+            return mesh.devices.flat[0].platform
+        platform = getattr(mesh.abstract_device, "platform", None)
+        if platform is not None:
+            return platform
+    default = jax.config.jax_default_device  # type: ignore[attr-defined]
+    if default is None:
+        return jax.default_backend()
+    return default if isinstance(default, str) else default.platform
+
+
+_UNKNOWN_SHARDING = (
+    "it is not known how it is sharded: pass sharding= to the optimizer, or use a mesh "
+    "with explicit axes; where it is on one device, pass backend="
+)
+_REMEDY = (
+    "{devices} devices, and it is not known how parameters are sharded over them: "
+    "Octavo leaves the step to XLA, which can partition it, instead of its fused "
+    "kernel. Pass sharding=jax.tree.map(lambda p: p.sharding, params) to the "
+    "optimizer, or use a mesh with explicit axes. Where each array is on one device, "
+    "pass backend=, such as backend='triton' on a GPU."
+)
+
+
+def warn_of_crossing(work: Sequence[Work]) -> None:
+    """Warn, once, of leaves whose blocks cross shard boundaries, and say what fits."""
+    lines = [
+        advice(w.path, w.program.storage, w.sharding)
+        for w in work
+        if w.sharding is not None and w.crosses_shards
+    ]
+    if lines:
+        warn_once(
+            "blocks that cross shard boundaries cost communication in every step; "
+            "octavo.optim.explain shows all leaves:\n  " + "\n  ".join(lines)
+        )

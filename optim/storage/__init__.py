@@ -1,0 +1,1 @@
+"""What an optimizer remembers: the state, how each leaf of it is stored, and trees."""

@@ -1,0 +1,128 @@
+"""How the state of each leaf is stored: from options, its path, its shape and type."""
+
+import math
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from octavo.pallas_kernels import (
+    Float32,
+    Format,
+    Slot,
+    Storage,
+    StoredSlot,
+    blocks_of,
+)
+
+from ..checks import check_block_size, check_int
+from ..options import Settings, at
+from .tree import AXES, Leaves, spread
+
+
+def plan(settings: Settings, slots: tuple[Slot, ...], tree: Leaves) -> list[Storage]:
+    """The storage record of each leaf."""
+    axes = settings.layer_axes
+    if not tree.leaves:
+        return []
+    if axes is None:
+        layers = [None] * len(tree.leaves)
+    elif callable(axes):
+        layers = [axes(path) for path in tree.paths]
+    else:
+        layers = spread("layer_axes", axes, tree, AXES)
+    return [
+        _of_leaf(settings, slots, path, leaf, axis)
+        for path, leaf, axis in zip(tree.paths, tree.leaves, layers, strict=True)
+    ]
+
+
+def quantizes(settings: Settings, slots: tuple[Slot, ...]) -> tuple[bool, ...]:
+    """Which slots may be quantized in some leaf. Independent of the parameters."""
+    if callable(settings.state):
+        return tuple(slot.shape is None for slot in slots)
+    formats = zip(settings.formats("", slots), slots, strict=True)
+    return tuple(f.quantized and slot.shape is None for f, slot in formats)
+
+
+def _of_leaf(
+    settings: Settings, slots: tuple[Slot, ...], path: str, leaf: Any, layer_axes: Any
+) -> Storage:
+    shape, dtype = jnp.shape(leaf), np.dtype(jnp.result_type(leaf))
+    size: Any = settings.block_size
+    axis: Any = settings.block_axis
+    size, axis = (x(path) if callable(x) else x for x in (size, axis))
+    formats = settings.formats(path, slots)
+    floating = jnp.issubdtype(dtype, jnp.floating)
+    layers = _layers(layer_axes, shape, path)
+    inside = math.prod(n for k, n in enumerate(shape) if k not in layers)
+    if not floating or dtype.itemsize > 4 or not shape or 0 in shape:
+        formats = tuple(Float32() for _ in slots)
+    elif inside < settings.min_quantized_size or len(layers) == len(shape):
+        formats = tuple(Float32() if f.quantized else f for f in formats)
+    check_block_size(size, at(path))
+    if axis is not None and not _is_axis(axis, shape):
+        if any(f.quantized for f in formats):
+            raise ValueError(
+                f"block_axis={axis}{at(path)} is not an axis of its shape {shape}"
+            )
+        axis = None  # biases and norms need not have the axis of the kernels
+    if axis is not None and axis % len(shape) in layers:
+        raise ValueError(
+            f"block_axis={axis}{at(path)} is one of its layer_axes={layer_axes}: "
+            "a block would span layers. Leave block_axis out, or choose an axis "
+            "within the layer"
+        )
+    stored = tuple(
+        StoredSlot(
+            slot.name,
+            Float32() if slot.shape and form.quantized else form,
+            moment_dtype(form, dtype),
+            slot.initial,
+            None if slot.shape is None else slot.shape(shape),
+            slot.negated,
+        )
+        for slot, form in zip(slots, formats, strict=True)
+    )
+    storage = Storage(dtype, blocks_of(shape, size, axis, layers), stored)
+    if storage.quantized and not storage.elementwise:
+        others = [slot.name for slot in slots if slot.shape]
+        raise ValueError(
+            f"state={settings.state!r}{at(path)}: moments beside {', '.join(others)}, "
+            "whose shape is not the parameter's, cannot be quantized; write "
+            "state='32bit' or 'bf16'"
+        )
+    return storage
+
+
+def has_own_moments(dtype: Any) -> bool:
+    """Whether moments have the parameter's type, whatever their format.
+
+    Complex and 64-bit ones, as in optax; and those of integers, which no step changes.
+    """
+    return not jnp.issubdtype(dtype, jnp.floating) or np.dtype(dtype).itemsize > 4
+
+
+def moment_dtype(form: Format, dtype: Any) -> Any:
+    """Of what is stored of a moment."""
+    return dtype if has_own_moments(dtype) else np.dtype(form.dtype)
+
+
+def _layers(axes: Any, shape: tuple[int, ...], path: str) -> tuple[int, ...]:
+    """Checked layer_axes of one leaf, not negative, in order."""
+    given = () if axes is None else axes if isinstance(axes, tuple) else (axes,)
+    given = tuple(int(k) if isinstance(k, np.integer) else k for k in given)
+    for axis in given:
+        check_int(f"layer_axes{at(path)}", axis)
+        if not -len(shape) <= axis < len(shape):
+            raise ValueError(
+                f"layer_axes={axes}{at(path)} is not an axis of its shape {shape}. "
+                "Where only some leaves stack layers, give a function of the path: "
+                "layer_axes=lambda path: 0 if path.startswith('layers/') else None"
+            )
+    return tuple(sorted({axis % len(shape) for axis in given}))
+
+
+def _is_axis(axis: int, shape: tuple[int, ...]) -> bool:
+    check_int("block_axis", axis)
+    return -len(shape) <= axis < len(shape)

@@ -1,0 +1,153 @@
+"""A state says how it is stored: a tag, and a small table under it.
+
+`State.extra["format"]` has one key, the tag, which names each slot and its format:
+`mu=log8,nu=root8`. Its value has one row for each leaf, in the order of the tree: the
+type of the parameter where moments take it over (else float32), its shape, the block
+size and the blocked axis (-1: none); and for each slot the number of its format,
+whether optax keeps it negated, the bits of its initial value, and its shape where that
+is not the parameter's. Conversions and checkpoints read it, so that they need not know
+how a state, maybe deep in a chain of transformations, was made.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from octavo.pallas_kernels import Blocks, Slot, Storage, StoredSlot, numbered
+
+from ..options import Settings
+from .plan import has_own_moments, moment_dtype
+from .state import State, states_in
+
+_BY_PATH = "by_path"
+# Never reorder.
+_DTYPES = (
+    *("float32", "bfloat16", "float16", "float64", "complex64", "complex128"),
+    *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+    *("bool", "int4", "uint4", "int2", "uint2"),
+)
+
+
+def tag_of(settings: Settings, slots: tuple[Slot, ...]) -> str:
+    """The tag of the states that an optimizer makes."""
+    names = [slot.name for slot in slots]
+    if callable(settings.state):
+        return ",".join(f"{name}={_BY_PATH}" for name in names)
+    formats = settings.formats("", slots)
+    return ",".join(f"{n}={f.name}" for n, f in zip(names, formats, strict=True))
+
+
+def slots_in(tag: str) -> tuple[str, ...]:
+    """The names of the slots in a tag."""
+    return tuple(part.partition("=")[0] for part in tag.split(",") if part)
+
+
+def table_of(records: Sequence[Storage], slots: int) -> jax.Array:
+    """The table, int32, one row for each leaf; one of -1 if there is none."""
+    ranks = [len(shape) for r in records for shape in (r.shape, *_own_shapes(r))]
+    rank = max(ranks, default=0)
+    rows = [_row(record, rank) for record in records]
+    # Orbax saves no array of size 0.
+    width = 4 + rank + slots * (4 + rank)
+    return jnp.asarray(np.array(rows or [(-1,) * width], np.int64).astype(np.int32))
+
+
+def _own_shapes(record: Storage) -> list[tuple[int, ...]]:
+    return [slot.shape for slot in record.slots if slot.shape is not None]
+
+
+def _row(record: Storage, rank: int) -> list[int]:
+    def listed(shape: tuple[int, ...] | None) -> list[int]:
+        own = () if shape is None else shape
+        count = -1 if shape is None else len(own)
+        return [count, *own, *(0,) * (rank - len(own))]
+
+    axis = record.blocks.axis
+    dtype = record.dtype.name if has_own_moments(record.dtype) else "float32"
+    row = [_DTYPES.index(dtype), *listed(record.shape)]
+    row += [record.blocks.size, -1 if axis is None else axis]
+    for slot in record.slots:
+        initial = int(np.float32(slot.initial).view(np.int32))
+        row += [slot.format.number, int(slot.negated), initial, *listed(slot.shape)]
+    return row
+
+
+def records_of(state: State, table: Any = None) -> dict[str, Storage]:
+    """How each leaf of a state is stored, by its path.
+
+    Args:
+      state: arrays or their shapes.
+      table: its table, concrete; None: the state's own.
+
+    Raises:
+      ValueError: if the table does not say.
+    """
+    ((tag, own),) = state.extra["format"].items()
+    if state.count.ndim:
+        raise ValueError(
+            "a stack of states: give one, such as jax.tree.map(lambda x: x[0], states)"
+        )
+    paths = state.codes(state.slots[0]).paths if state.slots else ()
+    return read_table(own if table is None else table, paths, tag)
+
+
+def tables_of(tx: Any, params: Any) -> list[Any]:
+    """The table of each state that a transformation would make, concrete.
+
+    XLA leaves out whatever else `init` makes.
+    """
+    shapes = [(jnp.shape(p), jnp.result_type(p)) for p in jax.tree.leaves(params)]
+
+    def made() -> list[Any]:
+        zeros = [jnp.zeros(shape, dtype) for shape, dtype in shapes]
+        state = tx.init(jax.tree.unflatten(jax.tree.structure(params), zeros))
+        return [own_table(state) for state in states_in(state)]
+
+    return jax.jit(made)()
+
+
+def own_table(state: State) -> Any:
+    """The table in a state."""
+    (table,) = state.extra["format"].values()
+    return table
+
+
+def read_table(table: Any, paths: Sequence[str], tag: str) -> dict[str, Storage]:
+    """How leaves are stored, from a table; see `records_of`."""
+    rows, slots = np.asarray(table), slots_in(tag)
+    rank = (rows.shape[1] - 4 - 4 * len(slots)) // (1 + len(slots))
+    found = {}
+    for path, row in zip(paths, rows, strict=False):
+        try:
+            found[path] = _record(iter(row.tolist()), rank, slots)
+        except (KeyError, IndexError):
+            raise ValueError(
+                f"{path!r}: the state does not say how it is stored ({tag}, row "
+                f"{row.tolist()}): it was written by a newer version, or zeroed; then "
+                'take extra["format"] from a fresh tx.init(params)'
+            ) from None
+    return found
+
+
+def _record(row: Iterator[int], rank: int, slots: Sequence[str]) -> Storage:
+    def shape() -> tuple[int, ...] | None:
+        count, *lengths = (next(row) for _ in range(rank + 1))
+        return None if count < 0 else tuple(lengths[:count])
+
+    dtype = jnp.dtype(_DTYPES[next(row)])
+    whole, size, axis = shape(), next(row), next(row)
+    if whole is None or size == 0:
+        raise KeyError(row)
+    stored = []
+    for name in slots:
+        form, negated = numbered(next(row)), bool(next(row))
+        initial = float(np.int32(next(row)).view(np.float32))
+        stored.append(
+            StoredSlot(name, form, moment_dtype(form, dtype), initial, shape(), negated)
+        )
+    return Storage(
+        dtype, Blocks(whole, None if axis < 0 else axis, size), tuple(stored)
+    )

@@ -1,0 +1,98 @@
+"""Trees flattened with the paths of their leaves, and errors that name a path."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+
+class Leaves(NamedTuple):
+    """A tree, flat."""
+
+    paths: tuple[str, ...]
+    leaves: list[Any]
+    treedef: Any
+
+    @classmethod
+    def of(cls, tree: Any) -> "Leaves":
+        """Flatten, with paths like `encoder/kernel`."""
+        with_paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
+        paths = (path_name(path) for path, _ in with_paths)
+        return cls(tuple(paths), [leaf for _, leaf in with_paths], treedef)
+
+    def replaced(self, leaves: list[Any]) -> Any:
+        """The tree with other leaves."""
+        return self.treedef.unflatten(leaves)
+
+
+def path_name(path: Any) -> str:
+    """A key path as text, `encoder/kernel`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+class Kind(NamedTuple):
+    """What the values of a prefix may be, for `spread`."""
+
+    fits: Callable[[Any], bool]
+    description: str
+
+
+BOOLS = Kind(lambda x: isinstance(x, bool | np.bool_), "bools")
+AXES = Kind(
+    lambda x: x is None or isinstance(x, int | np.integer) or _is_axes(x),
+    "ints, tuples of ints, or None",
+)
+
+
+def _is_axes(x: Any) -> bool:
+    return type(x) is tuple and all(isinstance(k, int | np.integer) for k in x)
+
+
+def spread(name: str, prefix: Any, tree: Leaves, kind: Kind) -> list[Any]:
+    """For each leaf of a tree, the value of a prefix of it.
+
+    Args:
+      name: of the argument that is the prefix, for errors.
+      prefix: a tree like `tree`, or one that has a value where that has a subtree.
+      tree: the tree.
+      kind: what values are.
+
+    Raises:
+      ValueError: where the two do not fit, or a value is of another kind.
+    """
+
+    def is_value(x: Any) -> bool:
+        return x is None or kind.fits(x)
+
+    whole = tree.replaced(tree.leaves)
+    values: list[Any] = []
+
+    def visit(value: Any, subtree: Any) -> None:
+        values.extend([value] * len(jax.tree.leaves(subtree)))
+
+    flat, _ = jax.tree_util.tree_flatten_with_path(prefix, is_leaf=is_value)
+    for path, value in flat:
+        if not kind.fits(value):
+            at = f" at {path_name(path)!r}" if path else ""
+            raise ValueError(f"{name}{at} is {value!r}, not {kind.description}")
+    try:
+        jax.tree.map(visit, prefix, whole, is_leaf=is_value)
+    except (ValueError, TypeError) as error:
+        named = [path_name(path) for path, _ in flat]
+        raise ValueError(
+            f"{name} does not fit the parameters at {_misfit(named, tree.paths)!r}: "
+            f"give a tree of {kind.description} like them, or a prefix of that tree"
+        ) from error
+    return values
+
+
+def _misfit(prefixes: list[str], paths: tuple[str, ...]) -> str:
+    """The first path that has no prefix, or prefix without a path."""
+    for path in paths:
+        if not any(f"{path}/".startswith(f"{p}/") for p in prefixes):
+            return path
+    unused = (
+        p for p in prefixes if not any(f"{x}/".startswith(f"{p}/") for x in paths)
+    )
+    return next(unused, "")
