@@ -19,7 +19,10 @@ def sharding(target: str) -> SingleDeviceSharding:
     if target in TPUS:
         if importlib.util.find_spec("libtpu") is None:
             pytest.skip("libtpu is not installed (extra 'aot', Linux x86-64 only)")
-    elif importlib.util.find_spec("jax_plugins.xla_cuda13") is None:
+    elif not (
+        importlib.util.find_spec("jax_plugins")
+        and importlib.util.find_spec("jax_plugins.xla_cuda13")
+    ):
         pytest.skip("no CUDA plugin (extra 'aot', Linux x86-64 only)")
     return SingleDeviceSharding(devices_of(TPUS.get(target, "h200:1x1"))[0])
 

@@ -139,3 +139,15 @@ def test_formats(tmp_path: Path) -> None:
     assert row["1e-03"] == pytest.approx(1, abs=0.2)
     # Below 1.8e-5 of the block's largest, m flushes to zero: the step is too small.
     assert row["1e-06"] < 0.8
+
+
+def test_compile_time() -> None:
+    """One kernel for all leaves is shown elsewhere; here the program runs."""
+    command = [sys.executable, str(BENCHMARKS / "compile_time.py"), "--topology"]
+    options = ["--cpu-leaves", "12", "--repeat", "1"]
+    done = subprocess.run(
+        [*command, *options], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    ratio = float(done.stdout.rpartition("octavo to optax: ")[2])
+    assert ratio > 0 and "octavo" in done.stdout

@@ -68,13 +68,24 @@ def run_tasks(
         )
         for k, result in zip(whole, results, strict=True):
             found[k] = result
-    if inside:
-        operands, layout = _shared(_some(scalars, inside))
-        statics = (tuple(_some(tasks, inside)), tuple(_some(ids, inside)), layout)
-        results = _in_shards(*statics, _some(leaves, inside), operands, step)
-        for k, result in zip(inside, results, strict=True):
+    for some in _regions(tasks, inside):
+        operands, layout = _shared(_some(scalars, some))
+        statics = (tuple(_some(tasks, some)), tuple(_some(ids, some)), layout)
+        results = _in_shards(*statics, _some(leaves, some), operands, step)
+        for k, result in zip(some, results, strict=True):
             found[k] = result
     return found
+
+
+def _regions(tasks: Sequence[Any], inside: Sequence[int]) -> list[Sequence[int]]:
+    """Which leaves share a `shard_map`: all those that are summed, in one reduction.
+
+    Steps go by 64. XLA's propagation of shardings takes longer than in proportion to
+    what is in a region: 226 leaves compile for v6e:16x16 in 9.3 s, in one 12.0.
+    """
+    if not inside or tasks[inside[0]].program.sums:
+        return [inside] if inside else []
+    return [inside[k : k + 64] for k in range(0, len(inside), 64)]
 
 
 def _some(items: Sequence[Any], indices: Sequence[int]) -> list[Any]:
