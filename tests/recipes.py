@@ -108,6 +108,15 @@ ROWS = Rule(
 )
 
 
+def _mean_square(g: jax.Array, slots: Any, s: _Scalars) -> Any:
+    (v,) = slots
+    v = s.b * v + (1 - s.b) * jnp.mean(g * g, axis=-1, keepdims=True)
+    return g / (jnp.sqrt(v) + 1e-8), (v,)
+
+
+ROWS_ALONE = Rule(ROWS.slots[1:], _scalars, _mean_square)
+
+
 def made(rule: Rule, **options: Any) -> optim.Transformation:
     return fused(rule, 0.9, 1e-2, Options(**options))
 
@@ -116,6 +125,7 @@ CASES: dict[str, optim.Transformation] = {
     "slot nu_max": made(NU_MAX),
     "slot that starts at 0.1": made(FROM_A_TENTH),
     "slot that starts at 0.1, 32 bits": made(FROM_A_TENTH, state="32bit"),
+    "rows alone": made(ROWS_ALONE),
 }
 
 
@@ -144,6 +154,8 @@ WIDE = {  # the same optimizer with moments in 32 bits
     if "0.1" in name
     else made(ROWS, state="32bit")
     if name == "rows"
+    else made(ROWS_ALONE, state="32bit")
+    if name == "rows alone"
     else optim.adamw(1e-2, state="32bit")
     for name in NAMES
 }

@@ -123,34 +123,13 @@ def _in_shards(
     device in turn; with static arguments that compare by value, once.
     """
     sums = bool(tasks[0].program.sums)
-
-    def local(leaves: list[Leaf], operands: list[jax.Array], step: jax.Array) -> Any:
-        scalars = [d.unflatten([operands[i] for i in at]) for d, at in layout]
-        shards = [task.shard for task in tasks]
-        each = list(zip(tasks, shards, strict=True))
-        # Once for all equal leaves: else it is most of what XLA has to compile.
-        places = {t: (part.storage.blocks, t.sharding) for t, part in each}
-        origins = {place: origin(*place) for place in places.values()}
-        noises = [
-            Noise(step, np.int32(i), origins[places[task]])
-            for task, i in zip(tasks, ids, strict=True)
-        ]
-        own = [_of_shard(*x) for x in zip(tasks, shards, scalars, strict=True)]
-        programs = [(task.backend, part) for task, part in each]
-        found = run_all(programs, leaves, own, noises, together=True)
-        if not sums:
-            return found
-        rows = zip(tasks, shards, found, strict=True)
-        vector = jnp.concatenate([_in_whole(*row).reshape(-1) for row in rows])
-        return lax.psum(vector, tasks[0].sharding.mesh.axis_names)
-
     everywhere = PartitionSpec()
     specs = [_specs(task, leaf) for task, leaf in zip(tasks, leaves, strict=True)]
     written = [
         task.program.written(spec) for task, spec in zip(tasks, specs, strict=True)
     ]
     mapped = jax.shard_map(
-        local,
+        functools.partial(_on_one_device, tasks, ids, layout),
         mesh=tasks[0].sharding.mesh,
         in_specs=(specs, everywhere, everywhere),
         out_specs=everywhere if sums else written,
@@ -166,6 +145,35 @@ def _in_shards(
     ends = np.cumsum([math.prod(shape) for shape in shapes])[:-1]
     parts = zip(jnp.split(found, ends), shapes, strict=True)
     return [part.reshape(shape) for part, shape in parts]
+
+
+def _on_one_device(
+    tasks: tuple[Sharded, ...],
+    ids: tuple[int, ...],
+    layout: _Layout,
+    leaves: list[Leaf],
+    operands: list[jax.Array],
+    step: jax.Array,
+) -> Any:
+    """Within shard_map: the same passes over this device's shards."""
+    scalars = [d.unflatten([operands[i] for i in at]) for d, at in layout]
+    shards = [task.shard for task in tasks]
+    each = list(zip(tasks, shards, strict=True))
+    # Once for all equal leaves: else it is most of what XLA has to compile.
+    places = {t: (part.storage.blocks, t.sharding) for t, part in each}
+    origins = {place: origin(*place) for place in places.values()}
+    noises = [
+        Noise(step, np.int32(i), origins[places[task]])
+        for task, i in zip(tasks, ids, strict=True)
+    ]
+    own = [_of_shard(*x) for x in zip(tasks, shards, scalars, strict=True)]
+    programs = [(task.backend, part) for task, part in each]
+    found = run_all(programs, leaves, own, noises, together=True)
+    if not tasks[0].program.sums:
+        return found
+    rows = zip(tasks, shards, found, strict=True)
+    vector = jnp.concatenate([_in_whole(*row).reshape(-1) for row in rows])
+    return lax.psum(vector, tasks[0].sharding.mesh.axis_names)
 
 
 def _layers(program: Any) -> int:

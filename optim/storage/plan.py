@@ -73,17 +73,8 @@ def _of_leaf(
             "a block would span layers. Leave block_axis out, or choose an axis "
             "within the layer"
         )
-    stored = tuple(
-        StoredSlot(
-            slot.name,
-            Float32() if slot.shape and form.quantized else form,
-            moment_dtype(form, dtype),
-            slot.initial,
-            None if slot.shape is None else slot.shape(shape),
-            slot.negated,
-        )
-        for slot, form in zip(slots, formats, strict=True)
-    )
+    pairs = zip(slots, formats, strict=True)
+    stored = tuple(_stored(slot, form, shape, dtype) for slot, form in pairs)
     storage = Storage(dtype, blocks_of(shape, size, axis, layers), stored)
     if storage.quantized and not storage.elementwise:
         others = [slot.name for slot in slots if slot.shape]
@@ -93,6 +84,16 @@ def _of_leaf(
             "state='32bit' or 'bf16'"
         )
     return storage
+
+
+def _stored(
+    slot: Slot, form: Format, shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> StoredSlot:
+    """A slot of another shape than the parameter has no blocks to quantize."""
+    form = Float32() if slot.shape and form.quantized else form
+    own = None if slot.shape is None else slot.shape(shape)
+    of = moment_dtype(form, dtype)
+    return StoredSlot(slot.name, form, of, slot.initial, own, slot.negated)
 
 
 def has_own_moments(dtype: Any) -> bool:
