@@ -154,9 +154,7 @@ class Storage:
 
 
 def _packed(form: Format, blocks: Blocks) -> Blocks:
-    """The blocks of the array that stores the codes of a parameter's blocks."""
-    if form.packed == 1:
-        return blocks
+    """The blocks of the array that stores a parameter's codes, several in a value."""
     assert blocks.axis is not None and blocks.size % form.packed == 0
 
     def fewer(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -181,9 +179,7 @@ def packed(form: Format, codes: jax.Array, axis: int) -> jax.Array:
 
 
 def unpacked(form: Format, stored: jax.Array, axis: int) -> jax.Array:
-    """The inverse of `packed`."""
-    if form.packed == 1:
-        return stored
+    """The inverse of `packed`, where several are in each value."""
     bits = 8 // form.packed
     mask = (1 << bits) - 1
     each = [(stored >> (bits * k)) & mask for k in range(form.packed)]
