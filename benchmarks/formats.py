@@ -1,199 +1,82 @@
 """How well Adam runs on moments of 8 bits: candidates for each moment, side by side.
 
-Every candidate runs freely on its own rounded moments, next to an exact Adam that
-sees the same gradients. Gaussian gradients in blocks of 32 values, in two groups:
+Every candidate runs freely on its own rounded moments, next to an exact Adam that sees
+the same gradients, in blocks of 32 values. All is measured on u = m / sqrt(v), with
+b1 = 0.9 and b2 = 0.999 unless a column says something else. 1 is exact, except for
+errors; below is a step that is too small, above one that is too large.
 
-* `spread`: each element has its own log-normal scale (sigma 1). Half of each block's
-  gradients fall to a tenth after `--settle` steps, for `--drop` steps.
-* `small`: rows 0-3 of each block have scale 1, and seven rows each have 1e-3, 1e-4,
-  1e-5 and 1e-6.
+The first table has Gaussian gradients, in two groups: in `spread` each element has its
+own log-normal scale (sigma 1), and half of each block's gradients fall to a tenth after
+`--settle` steps, for `--drop` steps. In `small` rows 0-3 of each block have scale 1,
+and seven rows each have 1e-3, 1e-4, 1e-5 and 1e-6.
 
-Columns of the table, all measured on u = m / sqrt(v):
-
-* error: rms(u - exact u) / rms(exact u) of `spread` before the drop;
+* error: rms(u - exact u) / rms(exact u) of `spread` before the drop; t: with
+  gradients of heavy tails, Student's t of 3 degrees;
 * drop: rms(u) / rms(exact u) of the fallen half, at the end;
-* 1e-3 ... 1e-6: rms(u) / rms(exact u) of those rows of `small`, at the end. 1 is
-  exact, below is a step that is too small, above one that is too large.
+* 1e-3 ... 1e-6: rms(u) / rms(exact u) of those rows of `small`, at the end.
+
+The second table has elements that get no more gradients, beside one whose gradient is
+the same in every step:
+
+* decay: the way that they take in 2,500 steps, over the exact way;
+* stops: mean |u| in the next 2,500, where nothing should move.
+
+The third table has rows of an embedding: a quarter of each block has a gradient in
+every step, the others once in 100 and once in 10,000 steps.
+
+* 100, 10,000: the way of such a step and the 50 after it, over the exact way;
+* late: mean |u| from 300 steps after it on: how far it is from the exact one's;
+* others: the error of the rows that have a gradient in every step.
+
+`--slow` prints instead how slow first moments do, over 20,000 steps and 20,000 more.
+Of ratio8, where elements get no more gradients: the way in 20,000 steps; the largest
+rms of u in any 100 steps, and in the last ones; and likewise the error of the element
+beside, whose gradient, like its u, is 1. Of SGD's momentum:
+
+* error: rms(m - exact m) / rms(exact m), with gradients of equal and log-normal size;
+  1e-2, 1e-3: of elements whose gradients are that fraction of the block's largest, and
+  whose mean is as large as their standard deviation;
+* way: likewise, of the sum of m over an eighth of the steps;
+* decay: rms(m) / rms(exact m), without gradients, when the exact one is a 32nd.
 """
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from _formats_adam import (
+    BLOCK,
+    FRACTIONS,
+    Forms,
+    Kind,
+    World,
+    fresh,
+    ratio,
+    run,
+    small,
+    spread,
+    squares,
+    started,
+    visits,
+    without_gradients,
+    world,
+)
+from _formats_candidates import CANDIDATES, DEFAULT
+from _formats_momentum import momentum
+from _formats_slow import slow
 from rich.console import Console
 from rich.table import Table
 
-from octavo.pallas_kernels import FORMATS, Format, rounding
-from octavo.pallas_kernels.formats.base import reciprocal
+FIRST_BETAS = (0.9, 0.95, 0.99)
+SHORT = (0.99, 0.95)  # b2, beside 0.999
+PERIODS = (100, 10_000)
 
-BLOCK = 32
-FRACTIONS = (1e-3, 1e-4, 1e-5, 1e-6)
-_B1, _B2, _SHORT_B2 = 0.9, 0.999, 0.95
-
-
-@dataclass(frozen=True)
-class Root(Format):
-    """v linear in its n-th root, 256 steps, unbiased: Root8 for any n."""
-
-    n: int
-    unbiased = True
-
-    def scale(self, largest: jax.Array) -> jax.Array:
-        return super().scale(self._root(largest))
-
-    def encode(
-        self, x: jax.Array, scale: jax.Array, noise: jax.Array | float = 0.5
-    ) -> jax.Array:
-        level = self._root(x) * (reciprocal(scale) * 256) + noise
-        return jnp.clip(jnp.floor(level), 1, 256).astype(jnp.int32)
-
-    def _root(self, x: jax.Array) -> jax.Array:
-        return jnp.where(x > 0, x, 0.0) ** (1 / self.n)
-
-    def decode(self, codes: jax.Array, scale: jax.Array) -> jax.Array:
-        return (codes.astype(jnp.float32) * scale / 256) ** self.n
-
-
-@dataclass(frozen=True)
-class Logarithm(Format):
-    """v as a float of 3 mantissa bits, 256 codes, unbiased, clamped up."""
-
-    unbiased = True
-
-    def encode(
-        self, x: jax.Array, scale: jax.Array, noise: jax.Array | float = 0.5
-    ) -> jax.Array:
-        bits = lax.bitcast_convert_type(x * reciprocal(scale), jnp.int32)
-        dither = jnp.asarray(noise * 2.0**20).astype(jnp.int32)
-        code = ((bits + dither) >> 20) - (127 * 8 - 255)
-        return jnp.clip(code, 0, 255)
-
-    def decode(self, codes: jax.Array, scale: jax.Array) -> jax.Array:
-        bits = (codes + (127 * 8 - 255)) << 20
-        return lax.bitcast_convert_type(bits, jnp.float32) * scale
-
-
-@dataclass(frozen=True)
-class Square(Format):
-    """m by a square law: sign(c) * scale * (c / 127)**2."""
-
-    unbiased: bool  # pyright: ignore[reportGeneralTypeIssues]
-
-    def encode(
-        self, x: jax.Array, scale: jax.Array, noise: jax.Array | float = 0.5
-    ) -> jax.Array:
-        y = jnp.abs(x) * reciprocal(scale) * 127**2
-        lower = jnp.minimum(jnp.floor(jnp.sqrt(y)), 126)
-        up = y > lower**2 + (2 * lower + 1) * (1 - noise)
-        code = jnp.where(up, lower + 1, lower)
-        return jnp.where(x < 0, -code, code).astype(jnp.int32)
-
-    def decode(self, codes: jax.Array, scale: jax.Array) -> jax.Array:
-        c = codes.astype(jnp.float32) / 127
-        return c * jnp.abs(c) * scale
-
-
-F32 = FORMATS["32bit"](True)
-LOG8, ROOT8 = FORMATS["8bit"](True), FORMATS["8bit"](False)
-DYNAMIC8 = FORMATS["dynamic8"](True)
-
-CANDIDATES: dict[str, tuple[Format, Format]] = {
-    "f32 / fourth root": (F32, Root(4)),
-    "f32 / sixth root": (F32, Root(6)),
-    "f32 / eighth root": (F32, ROOT8),
-    "f32 / twelfth root": (F32, Root(12)),
-    "f32 / logarithm, 3 mantissa bits": (F32, Logarithm()),
-    "log8 / eighth root (8bit)": (LOG8, ROOT8),
-    "dynamic8 / eighth root": (DYNAMIC8, ROOT8),
-    "square law, nearest / eighth root": (Square(unbiased=False), ROOT8),
-    "square law, unbiased / eighth root": (Square(unbiased=True), ROOT8),
-    "dynamic8 / dynamic8, nearest": (DYNAMIC8, FORMATS["dynamic8"](False)),
-    "bf16 / bf16": (FORMATS["bf16"](True), FORMATS["bf16"](False)),
-}
-
-
-class Moments(NamedTuple):
-    """Exact m and v, and what an optimizer with rounded state sees of its own."""
-
-    m: jax.Array
-    v: jax.Array
-    rounded_m: jax.Array
-    rounded_v: jax.Array
-
-
-class Squares(NamedTuple):
-    """Sums over steps, per element."""
-
-    error: jax.Array
-    rounded: jax.Array
-    exact: jax.Array
-
-
-def _round(form: Format, x: jax.Array, noise: Callable[[], jax.Array]) -> jax.Array:
-    """Encoded and decoded: a block is a column."""
-    scale = form.scale(jnp.max(form.magnitude(x), axis=0, keepdims=True))
-    codes = form.encode(x, scale, noise() if form.unbiased else 0.5)
-    return form.decode(codes, scale)
-
-
-def _adam(m: jax.Array, v: jax.Array, g: jax.Array, b2: jax.Array) -> tuple:
-    return _B1 * m + (1 - _B1) * g, b2 * v + (1 - b2) * g * g
-
-
-def _update(m: jax.Array, v: jax.Array) -> jax.Array:
-    return jnp.where(v > 0, m * lax.rsqrt(jnp.where(v > 0, v, 1.0)), 0.0)
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def run(
-    formats: tuple[Format, Format],
-    steps: int,
-    moments: Moments,
-    sigma: jax.Array,
-    b2: jax.Array,
-    seed: jax.Array,
-) -> tuple[Moments, Squares]:
-    """Some steps of exact and rounded Adam on the same gradients.
-
-    The bias corrections are left out: they are the same factor on both sides.
-    """
-    position = jnp.arange(sigma.size, dtype=jnp.int32).reshape(sigma.shape)
-
-    def step(carry: tuple, t: jax.Array) -> tuple[tuple, None]:
-        old, sums = carry
-        g = sigma * jax.random.normal(jax.random.fold_in(seed, t), sigma.shape)
-        key = jax.random.bits(jax.random.fold_in(seed, -1 - t)).astype(jnp.int32)
-        m, v = _adam(old.m, old.v, g, b2)
-        # The update uses the moments before they are rounded, as Octavo's does.
-        m8, v8 = _adam(old.rounded_m, old.rounded_v, g, b2)
-        exact, rounded = _update(m, v), _update(m8, v8)
-        stored = (
-            _round(form, x, partial(rounding.uniform, key, slot, position))
-            for slot, (form, x) in enumerate(zip(formats, (m8, v8), strict=True))
-        )
-        squares = Squares((rounded - exact) ** 2, rounded**2, exact**2)
-        return (Moments(m, v, *stored), jax.tree.map(jnp.add, sums, squares)), None
-
-    zeros = Squares(*(jnp.zeros(sigma.shape) for _ in Squares._fields))
-    return lax.scan(step, (moments, zeros), jnp.arange(steps))[0]
-
-
-def scales(columns: int, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Standard deviations of the gradients, before and after the drop."""
-    spread = jnp.exp(jax.random.normal(key, (BLOCK, columns)))
-    row = jnp.arange(BLOCK)[:, None]
-    dropped = jnp.where(row % 2 == 0, 0.1, 1.0) * spread
-    large = jnp.ones((4, 1))
-    small = jnp.concatenate([large, *(jnp.full((7, 1), f) for f in FRACTIONS)])
-    small = jnp.broadcast_to(small, spread.shape)
-    return jnp.hstack([spread, small]), jnp.hstack([dropped, small])
+Column: TypeAlias = list[float]  # a number for each candidate
 
 
 class Sizes(NamedTuple):
@@ -203,71 +86,167 @@ class Sizes(NamedTuple):
     settle: int
     drop: int
     window: int
+    decay: int
+    rare: int
     seed: int
 
 
-def measure(formats: tuple[Format, Format], sizes: Sizes) -> dict[str, float]:
-    """One row of the table."""
-    columns = sizes.columns
-    keys = jax.random.split(jax.random.key(sizes.seed), 7)
-    before, after = scales(columns, keys[0])
+def updates(forms: Forms, sizes: Sizes) -> dict[str, Column]:
+    """Columns of the first table."""
+    n, half = sizes.columns, max(sizes.columns // 2, 1)
+    keys = jax.random.split(jax.random.key(sizes.seed), 3)
+    before, after = spread(n, keys[0])
+    short = [before[:, :half]] * len(SHORT)
+    b2 = jnp.repeat(jnp.asarray([0.999, *SHORT]), jnp.asarray([2 * n, half, half]))
+    where = world(jnp.hstack([before, small(n), *short]), 0.9, b2)
 
-    def phase(moments: Moments, steps: int, sigma: jax.Array, b2: float, k: int):
-        for key, n in ((keys[k], steps - sizes.window), (keys[k + 1], sizes.window)):
-            moments, squares = run(formats, n, moments, sigma, jnp.float32(b2), key)
-        return moments, squares
+    def phase(kind: Kind, start: int, end: int, where: World, states: Any) -> Any:
+        middle = end - sizes.window
+        for ends in ((start, middle), (middle, end)):
+            states, sums = run(forms, kind, squares, *ends, where, states, keys[1])
+        return states, sums
 
-    def rms(part: jax.Array, whole: jax.Array) -> float:
-        return float(jnp.sqrt(part.sum() / whole.sum()))
+    states, first = phase("normal", 0, sizes.settle, where, fresh(where, forms))
+    where = world(jnp.hstack([after, small(n)]), 0.9, 0.999)
+    states = jax.tree.map(lambda x: x[:, : 2 * n], states)
+    end = sizes.settle + sizes.drop
+    _, last = phase("normal", sizes.settle, end, where, states)
+    where = world(before, 0.9, 0.999)
+    _, heavy = phase("heavy", 0, sizes.settle, where, fresh(where, forms))
 
-    fresh = Moments(*(jnp.zeros(before.shape) for _ in Moments._fields))
-    spread = slice(None, columns)
-    _, short = phase(fresh, sizes.settle, before, _SHORT_B2, 1)
-    moments, first = phase(fresh, sizes.settle, before, _B2, 3)
-    _, last = phase(moments, sizes.drop, after, _B2, 5)
-    rounded, exact = last.rounded, last.exact
-    small = {
-        f"{fraction:.0e}": rms(rounded[rows, columns:], exact[rows, columns:])
-        for k, fraction in enumerate(FRACTIONS)
-        for rows in [slice(4 + 7 * k, 11 + 7 * k)]
-    }
+    def error(sums: Any, start: int, end: int) -> Column:
+        return [ratio(s.error[:, start:end], s.exact[:, start:end]) for s in sums]
+
+    def size(rows: slice, start: int, end: int) -> Column:
+        parts = [(s.rounded[rows], s.exact[rows]) for s in last]
+        return [ratio(x[:, start:end], y[:, start:end]) for x, y in parts]
+
     return {
-        "error b2 .999": rms(first.error[:, spread], first.exact[:, spread]),
-        "error b2 .95": rms(short.error[:, spread], short.exact[:, spread]),
-        "drop": rms(rounded[::2, spread], exact[::2, spread]),
-        **small,
+        "error b2 .999": error(first, 0, n),
+        "error b2 .99": error(first, 2 * n, 2 * n + half),
+        "error b2 .95": error(first, 2 * n + half, 2 * n + 2 * half),
+        "error t": error(heavy, 0, n),
+        "drop": size(slice(0, None, 2), 0, n),
+        **{
+            f"{fraction:.0e}": size(slice(4 + 7 * k, 11 + 7 * k), n, 2 * n)
+            for k, fraction in enumerate(FRACTIONS)
+        },
     }
 
 
-def show(rows: dict[str, dict[str, float]]) -> None:
-    """Print the table."""
-    table = Table()
-    table.add_column("m / v", no_wrap=True)
-    for name in next(iter(rows.values())):
-        table.add_column(name, justify="right")
-    for label, row in rows.items():
-        table.add_row(label, *(f"{x:.3f}" for x in row.values()))
-    Console(width=max(Console().width, 110)).print(table)
+def decays(forms: Forms, sizes: Sizes) -> dict[str, Column]:
+    """Columns of the second table."""
+    n, steps = max(sizes.columns // 4, 1), sizes.decay
+    betas = [(b1, 0.999) for b1 in FIRST_BETAS]
+    where, states = without_gradients(n, betas, forms, sizes.seed)
+    sums = []
+    for start in (0, steps):
+        key, ends = jax.random.key(sizes.seed), (start, start + steps)
+        states, found = run(forms, "constant", squares, *ends, where, states, key)
+        sums.append(found)
+    table: dict[str, Column] = {}
+    for k, b1 in enumerate(FIRST_BETAS):
+        at = (slice(1, None), slice(k * n, (k + 1) * n))
+        table[f"decay b1 {b1}"] = [
+            float(jnp.abs(s.way[at]).sum() / jnp.abs(s.exact_way[at]).sum())
+            for s in sums[0]
+        ]
+    for k, b1 in enumerate(FIRST_BETAS):
+        at = (slice(1, None), slice(k * n, (k + 1) * n))
+        table[f"stops b1 {b1}"] = [float(s.path[at].mean()) / steps for s in sums[1]]
+    return table
+
+
+def embeddings(forms: Forms, sizes: Sizes) -> dict[str, Column]:
+    """Columns of the third table."""
+    n = max(sizes.columns // 4, 1)
+    shape = (BLOCK, n * len(FIRST_BETAS))
+    b1 = jnp.repeat(jnp.asarray(FIRST_BETAS), n)[None]
+    keys = jax.random.split(jax.random.key(sizes.seed), 3)
+    periods = [1] * 8 + [PERIODS[0]] * 12 + [PERIODS[1]] * 12
+    period = jnp.asarray(periods)[:, None] * jnp.ones(shape, jnp.int32)
+    phase = jnp.int32(jax.random.uniform(keys[0], shape) * period)
+    where = world(jnp.ones(shape), b1, 0.999)._replace(period=period, phase=phase)
+    # As after many steps: what the last gradient left, and those before.
+    g = jax.random.normal(keys[1], shape)
+    v = jnp.where(period > 1000, 0.001 * g * g * 0.999**phase, 1 / period)
+    m = jnp.where(period > 1, (1 - b1) * g * b1**phase, 0.0)
+    states = started(forms, m, v)
+    _, sums = run(forms, "normal", visits, 0, sizes.rare, where, states, keys[2])
+    table: dict[str, Column] = {}
+    for rows, every in ((slice(8, 20), PERIODS[0]), (slice(20, None), PERIODS[1])):
+        for k, b in enumerate(FIRST_BETAS):
+            at = (rows, slice(k * n, (k + 1) * n))
+            table[f"{every:,} b1 {b}"] = [
+                float(s.rounded[at].sum() / s.exact[at].sum()) for s in sums
+            ]
+    for k, b in enumerate(FIRST_BETAS):
+        at = (slice(20, None), slice(k * n, (k + 1) * n))
+        table[f"late b1 {b}"] = [
+            abs(float((s.late - s.exact_late)[at].sum() / s.late_steps[at].sum()))
+            for s in sums
+        ]
+    table["others"] = [ratio(s.error[:8], s.squares[:8]) for s in sums]
+    return table
+
+
+def text(x: Any) -> str:
+    """A number, or what is said instead."""
+    if isinstance(x, str):
+        return x
+    if not math.isfinite(x):
+        return "overflows"
+    return f"{x:.3g}" if x > 99 else f"{x:.3f}"
+
+
+def show(title: str, names: Sequence[str], table: dict[str, Any]) -> None:
+    """Print a table."""
+    shown = Table(title=title)
+    shown.add_column("m / v", no_wrap=True)
+    for name in table:
+        shown.add_column(name, justify="right")
+    for name, *row in zip(names, *table.values(), strict=True):
+        shown.add_row(name, *map(text, row))
+    Console(width=max(Console().width, 130)).print(shown)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Compute the table and print it."""
+    """Compute the tables and print them."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--columns", type=int, default=256, help="blocks in each group")
     parser.add_argument("--settle", type=int, default=4000, help="steps at first")
     parser.add_argument("--drop", type=int, default=6000, help="steps after the drop")
     parser.add_argument("--window", type=int, default=500, help="steps measured over")
+    parser.add_argument("--decay", type=int, default=2500, help="of the second table")
+    parser.add_argument("--rare", type=int, default=11_000, help="of the third table")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--slow", action="store_true", help="slow first moments")
     parser.add_argument("--quick", action="store_true", help="few steps: a smoke test")
+    parser.add_argument("--only", nargs="+", choices=CANDIDATES, help="these rows")
     parser.add_argument("--json", type=Path, help="also write the numbers here")
     args = parser.parse_args(argv)
-    names = list(CANDIDATES)
+    names = args.only or list(CANDIDATES)
+    sizes = Sizes(*(getattr(args, field) for field in Sizes._fields))
     if args.quick:
-        args.columns, args.settle, args.drop, args.window = 8, 40, 40, 20
-        names = ["log8 / eighth root (8bit)"]
-    sizes = Sizes(args.columns, args.settle, args.drop, args.window, args.seed)
-    rows = {name: measure(CANDIDATES[name], sizes) for name in names}
-    show(rows)
+        sizes = Sizes(32, 40, 40, 20, 40, 1000, args.seed)
+        names = [DEFAULT]
+    if args.slow:
+        steps = 200 if args.quick else 20_000
+        for title, measure in (("Slow first moments", slow), ("Momentum", momentum)):
+            show(title, *measure(sizes.columns, steps, args.seed))
+        return
+    forms = tuple(CANDIDATES[name] for name in names)
+    rows: dict[str, dict[str, float]] = {name: {} for name in names}
+    for title, measure in (
+        ("The update", updates),
+        ("Elements that get no more gradients", decays),
+        ("Rows of an embedding", embeddings),
+    ):
+        table = measure(forms, sizes)
+        show(title, names, table)
+        for column, numbers in table.items():
+            for name, number in zip(names, numbers, strict=True):
+                rows[name][column] = number
     if args.json:
         args.json.write_text(json.dumps(rows, indent=2))
 

@@ -1,8 +1,9 @@
 """How long a step takes, and what share of the memory's bandwidth it gets.
 
 An optimizer by Octavo (fused `step`, and `update` + `optax.apply_updates`) and by
-optax, jitted with parameters and state donated, on one large leaf and on a
-transformer's tree.
+optax, jitted with parameters and state donated, on one large leaf and on a tree; with
+`--rivals` those of other libraries, too. The phase `adam` is the step alone; `whole`
+also clips by the global norm, and skips steps that are not finite.
 They take turns, round by round, with a plain copy that moves as many bytes as the
 first of them: its bandwidth is the ceiling. The bytes of a fused step are those of its
 kernels' operands and results, whatever runs here.
@@ -10,11 +11,9 @@ kernels' operands and results, whatever runs here.
 
 import argparse
 import json
-import math
 import statistics
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -24,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from _optimizers import OPTIMIZERS
+from _rivals import RIVALS, Contender, Task, installed, measure, nbytes
 from jax.extend.core import jaxprs_in_params
 from rich.console import Console
 from rich.table import Table
@@ -65,30 +65,30 @@ def shapes(model: Model) -> dict[str, Any]:
     return {"embedding": embedding, **layers, "norm": norm}
 
 
-@dataclass
-class Contender:
-    """Something to time: `carry = step(fixed, carry)`, and what it has to move."""
-
-    name: str
-    step: Callable[[Any, Any], Any]
-    fixed: Any
-    carry: Any
-    traffic: int
-    state_bytes: int = 0
-    times: list[float] = field(default_factory=list)
-
-    def run(self, repeats: int) -> float:
-        """Seconds for each of some steps in a row."""
-        start = time.perf_counter()
-        for _ in range(repeats):
-            self.carry = self.step(self.fixed, self.carry)
-        jax.block_until_ready(self.carry)
-        return (time.perf_counter() - start) / repeats
+def moe(model: Model, experts: int = 8) -> dict[str, Any]:
+    """The same with a router and stacked experts in the place of each MLP."""
+    d = model.width
+    up, down = (experts, d, 4 * d), (experts, 4 * d, d)
+    mlp = {"router": (d, experts), "up": up, "down": down}
+    tree = shapes(model)
+    for name in [name for name in tree if name.startswith("layer")]:
+        tree[name] = {**tree[name], "mlp": mlp}
+    return tree
 
 
-def nbytes(tree: Any) -> int:
-    """Bytes of all arrays of a tree."""
-    return sum(x.nbytes for x in jax.tree.leaves(tree))
+def small(leaves: int) -> dict[str, Any]:
+    """Small matrices, each with a vector."""
+    layer = {"kernel": (64, 128), "bias": (128,)}
+    return {f"layer{i}": layer for i in range(leaves // 2)}
+
+
+TREES = {
+    **{name: shapes(model) for name, model in MODELS.items()},
+    "moe-tiny": moe(Model(1, 32, 4, 128, 32)),
+    "moe": moe(Model(6, 1024, 16, 50304, 2048)),
+    "small12": small(12),
+    "small300": small(300),
+}
 
 
 def kernel_bytes(tx: optim.Transformation, grads: Any, params: Any) -> int:
@@ -121,24 +121,25 @@ def plain_step(tx: Any, grads: Any, carry: Any) -> Any:
     return optax.apply_updates(params, updates), state
 
 
-def contender(
-    name: str,
-    how: Callable,
-    tx: Any,
-    grads: Any,
-    params: Any,
-    traffic: int | None = None,
-) -> Contender:
-    """A contender with its own copy of the parameters, which its steps overwrite.
+def guarded(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """optax's whole phase."""
+    patience = 2**30  # Octavo never gives up
+    return optax.chain(
+        optax.clip_by_global_norm(1.0), optax.apply_if_finite(tx, patience)
+    )
 
-    Without `traffic` it is one read of everything, and one write of all but gradients.
-    """
-    params = jax.tree.map(jnp.copy, params)
+
+def contender(
+    name: str, how: Callable, tx: Any, task: Task, traffic: int | None = None
+) -> Contender:
+    """A contender with its own copy of the parameters, which its steps overwrite."""
+    params = jax.tree.map(jnp.copy, task.params)
     state = jax.jit(tx.init)(params)
     step = jax.jit(partial(how, tx), donate_argnums=1)
+    size = nbytes(state)
     if traffic is None:
-        traffic = nbytes(grads) + 2 * nbytes(params) + 2 * nbytes(state)
-    return Contender(name, step, grads, (params, state), traffic, nbytes(state))
+        traffic = task.traffic(size)
+    return Contender(name, step, task.grads, (params, state), traffic, size)
 
 
 def copy_contender(traffic: int) -> Contender:
@@ -151,41 +152,33 @@ def copy_contender(traffic: int) -> Contender:
     return Contender("copy", step, x, jnp.copy(x), 2 * x.nbytes)
 
 
-def contenders(args: argparse.Namespace, tree: Any) -> list[Contender]:
-    """Everything that is timed on parameters of these shapes, the copy last."""
+def contenders(
+    args: argparse.Namespace, tree: Any, phase: str
+) -> tuple[list[Contender], dict[str, str]]:
+    """Everything that is timed on parameters of these shapes, the copy last.
+
+    And why rivals that were asked for are not among it.
+    """
 
     def random(seed: int) -> Any:
         draw = partial(jax.random.normal, jax.random.key(seed), dtype=args.dtype)
         return jax.tree.map(draw, tree, is_leaf=lambda x: isinstance(x, tuple))
 
-    params, grads = random(0), random(1)
-    make = partial(contender, grads=grads, params=params)
+    task = Task(random(0), random(1), phase == "whole")
     ours, theirs = OPTIMIZERS[args.optimizer]
+    options = {"grad_clip_norm": 1.0, "skip_nonfinite": True} if task.whole else {}
     found = []
     for state in args.state:
+        make = partial(ours, 1e-4, state=state, **options)
         # The kernels' operands are the same on every device; this one takes all leaves.
-        counted = ours(1e-4, state=state, backend="triton")
-        traffic = kernel_bytes(counted, grads, params)
-        tx = ours(1e-4, state=state, backend=args.backend)
-        found.append(make(f"{state} step", fused_step, tx, traffic=traffic))
-        found.append(make(f"{state} update", plain_step, tx, traffic=traffic))
-    found.append(make("optax", plain_step, theirs(1e-4)))
-    return [*found, copy_contender(found[0].traffic)]
-
-
-def measure(rivals: list[Contender], repeats: int, seconds: float) -> None:
-    """Time the contenders in turn, `repeats` times.
-
-    Each turn takes as many steps in a row as last `seconds`, so that on a fast device
-    neither dispatch nor the wait at the end counts.
-    """
-    inner = []
-    for rival in rivals:
-        rival.run(2)  # compiles; and again, for what only the first run allocates
-        inner.append(min(max(math.ceil(seconds / rival.run(1)), 1), 1000))
-    for _ in range(repeats):
-        for rival, n in zip(rivals, inner, strict=True):
-            rival.times.append(rival.run(n))
+        traffic = kernel_bytes(make(backend="triton"), task.grads, task.params)
+        tx = make(backend=args.backend)
+        found.append(contender(f"{state} step", fused_step, tx, task, traffic))
+        found.append(contender(f"{state} update", plain_step, tx, task, traffic))
+    tx = guarded(theirs(1e-4)) if task.whole else theirs(1e-4)
+    found.append(contender("optax", plain_step, tx, task))
+    others, missing = installed(task, args.rivals)
+    return [*found, *others, copy_contender(found[0].traffic)], missing
 
 
 def report(rivals: list[Contender], size: int) -> dict[str, dict[str, float]]:
@@ -234,43 +227,73 @@ def parse(argv: Sequence[str] | None, device: jax.Device) -> argparse.Namespace:
     memory = 0 if cpu else (device.memory_stats() or {}).get("bytes_limit", 0)
     tree = "small" if cpu else "1b" if memory > 64e9 else "gpt2"
     size = [4096, 4096] if cpu else [8192, 8192]
+    leaf = "the large leaf; without a number: none"
     p = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     p.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw")
-    p.add_argument("--size", type=int, nargs="+", default=size, help="the large leaf")
-    p.add_argument("--tree", choices=[*MODELS, "none"], default=tree)
+    p.add_argument("--size", type=int, nargs="*", default=size, help=leaf)
+    p.add_argument("--tree", choices=[*TREES, "none"], default=tree)
     p.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    p.add_argument("--phase", nargs="+", choices=["adam", "whole"], default=["adam"])
     p.add_argument("--state", nargs="+", default=["8bit"], help="formats of state")
     p.add_argument("--backend", choices=["xla", "tpu", "triton"])
+    others = "other libraries' AdamW; without a name: all"
+    p.add_argument("--rivals", nargs="*", choices=RIVALS, help=others)
     p.add_argument("--repeats", type=int, default=10, help="rounds")
     p.add_argument("--seconds", type=float, default=0.1, help="of each turn, at least")
     p.add_argument("--json", type=Path, help="also write the figures here")
-    return p.parse_args(argv)
+    args = p.parse_args(argv)
+    if args.rivals is not None and args.optimizer != "adamw":
+        p.error("rivals are AdamW")
+    args.rivals = [] if args.rivals is None else args.rivals or list(RIVALS)
+    return args
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Time what the command line asks for."""
+def versions(rivals: Iterable[str]) -> dict[str, str]:
+    """Of all packages that have a part in it and are installed."""
+    names = ["jax", "jaxlib", "optax", "octavo", *(RIVALS[r].package for r in rivals)]
+    there = {d.name for d in metadata.distributions()}
+    return {name: metadata.version(name) for name in names if name in there}
+
+
+def work_of(args: argparse.Namespace) -> Iterator[tuple[str, Any, str]]:
+    """Title, shapes and phase of everything that is asked for."""
+    work: dict[str, Any] = {}
+    if args.size:
+        work[f"leaf of {args.size}"] = {"leaf": tuple(args.size)}
+    if args.tree != "none":
+        kind = "transformer" if args.tree in MODELS else "tree"
+        work[f"{args.tree} {kind}"] = TREES[args.tree]
+    for title, tree in work.items():
+        for phase in args.phase:
+            yield title if phase == "adam" else f"{title}, whole phase", tree, phase
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Time what the command line asks for; 1 if a step of Octavo failed."""
     device, console = jax.devices()[0], Console()
     console.width = max(console.width, 120)
     args = parse(argv, device)
-    packages = ("jax", "jaxlib", "optax", "octavo")
-    versions = {name: metadata.version(name) for name in packages}
-    listed = ", ".join(f"{name} {version}" for name, version in versions.items())
+    about = {"device": device.device_kind, "versions": versions(args.rivals)}
+    listed = ", ".join(f"{name} {v}" for name, v in about["versions"].items())
     console.print(f"{device.device_kind}; {listed}")
-    work: dict[str, Any] = {f"leaf of {args.size}": {"leaf": tuple(args.size)}}
-    if args.tree != "none":
-        work[f"{args.tree} transformer"] = shapes(MODELS[args.tree])
-    results = {}
-    for title, tree in work.items():
-        rivals = contenders(args, tree)
+    results: dict[str, Any] = {}
+    missing: dict[str, dict[str, str]] = {}
+    for title, tree, phase in work_of(args):
+        rivals, absent = contenders(args, tree, phase)
         size = sum(x.size for x in jax.tree.leaves(rivals[0].fixed))
-        measure(rivals, args.repeats, args.seconds)
-        results[title] = report(rivals, size)
-        about = f"{args.optimizer}, {title}: {size:,} {args.dtype} parameters"
-        show(about, results[title], console)
-    if args.json:
-        about = {"device": device.device_kind, "versions": versions}
-        args.json.write_text(json.dumps(about | {"work": results}, indent=2))
+        rivals, failed = measure(rivals, args.repeats, args.seconds)
+        results[title], missing[title] = report(rivals, size), absent | failed
+        heading = f"{args.optimizer}, {title}: {size:,} {args.dtype} parameters"
+        show(heading, results[title], console)
+        for name, why in missing[title].items():
+            console.print(f"without {name}: {why}", markup=False, soft_wrap=True)
+        del rivals  # their memory is for the next
+        if args.json:
+            figures = about | {"work": results, "missing": missing}
+            args.json.write_text(json.dumps(figures, indent=2))
+    ours = {f"{state} {how}" for state in args.state for how in ("step", "update")}
+    return 1 if any(ours & set(why) for why in missing.values()) else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -14,44 +14,52 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from octavo.pallas_kernels import FORMATS, Format
+from octavo.pallas_kernels.formats import BFloat16, Bits8, Linear8
+from octavo.pallas_kernels.rounding import NEAREST, NOISE_BITS
 
 OUT = Path(__file__).parent / "img" / "formats.png"
 WINDOW = 0.3  # decades that a point of an error curve is the worst of
-_NOISES = (0.0, 1.0 - 2.0**-24)  # unbiased rounding at its two extremes
+_NOISES = (0, (1 << NOISE_BITS) - 1)  # unbiased rounding at its two extremes
 
 # Okabe and Ito's colours, which differ for colour-blind readers, too.
 BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
-FIRST: list[tuple[str, str, str]] = [
-    ("8bit", "log8 (8bit)", BLUE),
-    ("dynamic8", "dynamic8", ORANGE),
-    ("bf16", "bf16", GREEN),
+FIRST: list[tuple[Format, str, str]] = [
+    (Linear8(), "linear8, ratio8 (8bit): of |m| or |m| / √v", BLUE),
+    (FORMATS["dynamic8"](True, False), "dynamic8: of |m|", ORANGE),
+    (BFloat16(unbiased=False), "bf16", GREEN),
 ]
-SECOND: list[tuple[str, str, str]] = [
-    ("8bit", "root8 (8bit), unbiased", BLUE),
-    ("dynamic8", "dynamic8, nearest", ORANGE),
-    ("bf16", "bf16, unbiased", GREEN),
+SECOND: list[tuple[Format, str, str]] = [
+    (Bits8(), "bits8 (8bit), unbiased", BLUE),
+    (FORMATS["dynamic8"](False, False), "dynamic8, nearest", ORANGE),
+    (BFloat16(unbiased=True), "bf16, unbiased", GREEN),
 ]
+
+
+def scale_of_one(fmt: Format) -> jnp.ndarray:
+    """The scale of a block whose largest is 1."""
+    return fmt.scale(fmt.magnitude(jnp.ones((1, 1))))
 
 
 def levels(fmt: Format) -> np.ndarray:
-    """The positive values of all codes, ascending, relative to the scale."""
+    """The positive values of all codes, ascending, in a block whose largest is 1."""
     codes = jnp.arange(-128, 128, dtype=jnp.int32)[:, None]
-    values = np.asarray(fmt.decode(codes, jnp.ones((256, 1))), np.float64)
+    values = np.asarray(fmt.decode(codes, scale_of_one(fmt)), np.float64)
     return np.unique(values[values > 0])
 
 
-def stored(fmt: Format, x: np.ndarray, noise: float) -> np.ndarray:
+def stored(fmt: Format, x: np.ndarray, noise: int) -> np.ndarray:
     """What is left of x next to a block's largest value, 1."""
-    scale = fmt.scale(fmt.magnitude(jnp.ones(1)))
-    codes = fmt.encode(jnp.asarray(x, jnp.float32), scale, noise)
-    return np.asarray(fmt.decode(codes, scale), np.float64)
+    scale = scale_of_one(fmt)
+    codes = fmt.encode(jnp.asarray(x, jnp.float32)[:, None], scale, noise)
+    stored = codes.astype(jnp.int8).astype(jnp.int32) if fmt.quantized else codes
+    return np.asarray(fmt.decode(stored, scale), np.float64)[:, 0]
 
 
 def worst_errors(fmt: Format, magnitude: np.ndarray, signed: bool) -> np.ndarray:
     """Worst relative error of |m| or sqrt(v) within a window around each magnitude."""
     x = magnitude if signed else magnitude**2
     error = np.zeros(x.shape)
-    for noise in _NOISES if fmt.unbiased else (0.5,):
+    for noise in _NOISES if fmt.unbiased else (NEAREST,):
         got = stored(fmt, x, noise)
         got = got if signed else np.sqrt(got)
         error = np.maximum(error, np.abs(got / magnitude - 1))
@@ -63,8 +71,7 @@ def worst_errors(fmt: Format, magnitude: np.ndarray, signed: bool) -> np.ndarray
 
 def draw_levels(axes: Axes, formats: list, signed: bool) -> None:
     """Magnitudes of the codes, in order."""
-    for name, label, colour in formats:
-        fmt = FORMATS[name](signed)
+    for fmt, label, colour in formats:
         if not fmt.quantized:
             continue
         values = levels(fmt) if signed else np.sqrt(levels(fmt))
@@ -77,8 +84,10 @@ def draw_levels(axes: Axes, formats: list, signed: bool) -> None:
 def draw_errors(axes: Axes, formats: list, signed: bool, low: float) -> None:
     """Worst relative error against magnitude."""
     magnitude = np.geomspace(low / 2, 1, 20_001)[:-1]
-    for name, _, colour in formats:
-        worst = worst_errors(FORMATS[name](signed), magnitude, signed)
+    for fmt, _, colour in formats:
+        worst = worst_errors(fmt, magnitude, signed)
+        if isinstance(fmt, Linear8):  # below its first code: that or zero
+            worst[magnitude < levels(fmt)[0]] = np.nan
         axes.plot(magnitude, 100 * worst, color=colour, lw=1.5)
     axes.set_yscale("log")
     axes.set_ylim(0.2, 400)
@@ -95,8 +104,8 @@ def main() -> None:
     plt.rcParams.update({"grid.color": "#e4e4e4", "axes.axisbelow": True})
     figure, panels = plt.subplots(2, 2, figsize=(9.6, 6.4), sharex="col")
     columns = [
-        (FIRST, True, "First moments", "|m| relative to the block's scale", 3e-8),
-        (SECOND, False, "Second moments", "√v relative to the block's scale", 2e-10),
+        (FIRST, True, "First moments", "relative to the block's largest", 3e-8),
+        (SECOND, False, "Second moments", "√v relative to the block's largest", 2e-10),
     ]
     for k, (formats, signed, title, quantity, low) in enumerate(columns):
         upper, lower = panels[:, k]
@@ -107,8 +116,9 @@ def main() -> None:
         lower.set_xscale("log")
         lower.set_xlim(low, 1.6)
     left, right = panels[1]
-    left.text(1.5e-7, 125, "below its range: flushes to zero", color="#444444")
-    right.text(8e-5, 230, "dynamic8: clamped up", color=ORANGE, ha="right")
+    left.text(5e-5, 230, "below its first code: zero or that", color=BLUE)
+    left.text(5e-8, 125, "below its range: flushes to zero", color=ORANGE)
+    right.text(4e-10, 125, "below: clamped up", color="#444444")
     figure.tight_layout()
     OUT.parent.mkdir(exist_ok=True)
     figure.savefig(OUT, dpi=100)

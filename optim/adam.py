@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from octavo.pallas_kernels import Rule, Slot
+from octavo.pallas_kernels import Rule, Slot, divide, root
 
 from .checks import check_fraction, check_not_negative
 from .options import Options, with_options
@@ -58,12 +58,12 @@ def _direction(
     m = s.b1 * m + s.weight * g
     v = s.b2 * v + (1 - s.b2) * (g * g)
     # (m / c1) / (sqrt(v / c2) + eps), with the corrections moved into scalars.
-    u = s.correction * m / (jnp.sqrt(v) + s.eps)
+    u = s.correction * divide(m, root(v) + s.eps)
     return u, (m, v)
 
 
 ADAM = Rule(
-    slots=(Slot("mu", signed=True), Slot("nu", signed=False)),
+    slots=(Slot("mu", signed=True, relative_to="nu"), Slot("nu", signed=False)),
     scalars=_scalars,
     direction=_direction,
 )

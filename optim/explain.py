@@ -21,7 +21,8 @@ class ExplanationRow:
       shape: its global shape.
       spec: how it is sharded; None where that is not known, or on one device.
       blocks: of its state.
-      backend: what runs its step: `"tpu"`, `"triton"`, `"xla"`, or `"none"`.
+      backend: what runs its step: `"tpu"`, `"triton"`, `"mosaic_gpu"`, `"xla"`, or
+        `"none"`.
       why: the reason, if it is no kernel, and what to do where something can be done.
       aligned: False where blocks cross shard boundaries, which costs communication.
     """

@@ -59,11 +59,12 @@ class Options(TypedDict, total=False):
         PartitionSpecs, within `jax.set_mesh`). Default None: it is read off the types
         of the arrays where the mesh has explicit axes, as `jax.make_mesh` gives it; on
         several devices with other axes, the step is left to XLA.
-      backend: `"xla"`, `"tpu"` or `"triton"`, per leaf. A kernel that is named and
-        cannot take a quantized leaf is an error (but leaves whose blocks cross shards,
-        of which a warning says what fits). Default None: the kernel of the device
-        that JAX uses, and XLA for leaves that it does not take, and for those that are
-        not quantized; `octavo.optim.explain` shows which.
+      backend: `"xla"`, `"tpu"`, `"triton"` or `"mosaic_gpu"` (experimental: it is only
+        used where it is named), per leaf. A kernel that is named and cannot take a
+        quantized leaf is an error (but leaves whose blocks cross shards, of which a
+        warning says what fits). Default None: the kernel of the device that JAX uses,
+        and XLA for leaves that it does not take, and for those that are not quantized;
+        `octavo.optim.explain` shows which.
       seed: int, of the unbiased rounding; the random numbers are a function of it, the
         step, and the position in the tree. Default 0.
     """
@@ -172,7 +173,10 @@ class Settings:
             )
         for name in state.values():
             _check_format(name, path)
-        return tuple(FORMATS[state[slot.name]](slot.signed) for slot in slots)
+        return tuple(
+            FORMATS[state[slot.name]](slot.signed, slot.relative_to is not None)
+            for slot in slots
+        )
 
 
 def at(path: str) -> str:

@@ -1,5 +1,7 @@
 """Fused steps of quantized optimizers: one definition, three backends."""
 
+from .arithmetic import divide as divide
+from .arithmetic import root as root
 from .backends import BACKENDS as BACKENDS
 from .backends import PLATFORMS as PLATFORMS
 from .backends import Choice as Choice

@@ -132,14 +132,23 @@ def merge(x: jax.Array, blocks: Blocks) -> jax.Array:
 
 
 def positions(
-    shape: tuple[int, ...], strides: tuple[int, ...], start: jax.Array | int
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    start: jax.Array | int,
+    repeated: tuple[int, int] | None = None,
 ) -> jax.Array:
-    """int32 global position of each value of a view, wrapping around at 2**32."""
+    """int32 global position of each value of a view, wrapping around at 2**32.
+
+    Along the axis `repeated[0]`, of the value that is `repeated[1]`, `2 repeated[1]`...
+    before it, the first of those that share its random bits.
+    """
     # Innermost axes first: only the last of the sums is of the view's full size.
     position = jnp.full((1,) * len(shape), start, jnp.int32)
     for k in reversed(range(len(shape))):
         along = (*(1,) * k, shape[k], *(1,) * (len(shape) - k - 1))
         index = lax.broadcasted_iota(jnp.int32, along, k)
+        if repeated is not None and k == repeated[0]:
+            index = lax.rem(index, jnp.int32(repeated[1]))
         position = position + index * wrap(strides[k])
     return position
 

@@ -1,5 +1,8 @@
 """Sums of squares over the layers of a leaf: what ratios, clipping and guards need."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -12,6 +15,7 @@ def tile_terms(
     leaf: Leaf,
     scalars: Scalars,
     valid: jax.Array | None = None,
+    decoding: Sequence[Any] | None = None,
 ) -> list[jax.Array]:
     """What each of the program's sums adds up, for one tile, in float32.
 
@@ -23,6 +27,7 @@ def tile_terms(
       leaf: what `program.read` left of a leaf, or one tile of it.
       scalars: operands of the step; the ratio is not used.
       valid: False on padding, which may hold anything; None if there is none.
+      decoding: for each slot, where the caller has made it of the scales.
     """
     tile = wide(leaf, scalars)
 
@@ -43,6 +48,6 @@ def tile_terms(
         else:
             x = gradient(program.rule, tile, scalars)
             if program.rule.scales == "direction":
-                x, _ = direction(program, x, tile, scalars)
+                x, _ = direction(program, x, tile, scalars, decoding)
             terms.append(squares(x))
     return terms

@@ -4,6 +4,11 @@ The noise of one stored value depends on (seed, step, leaf, slot, position in th
 global array) and on nothing else: not on the mesh, the tile, the backend or the
 number of restarts. Integer arithmetic wraps around alike everywhere, so the bits
 are equal on every device.
+
+One hash serves four values of a block, a quarter of it apart, and four slots: each
+value takes another window of its bits, and another one for each slot. Four windows of
+14 bits overlap; the leading bits of each are the last ones of another, which hardly
+ever decide.
 """
 
 import zlib
@@ -12,6 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+
+NOISE_BITS = 14
+NEAREST = 1 << (NOISE_BITS - 1)  # the noise that rounds to the nearest
+WINDOWS = 4
+_BETWEEN = (32 - NOISE_BITS) // (WINDOWS - 1)
 
 
 def _int32(constant: int) -> np.int32:
@@ -22,19 +32,14 @@ def _int32(constant: int) -> np.int32:
 # bit with a probability within 1 % of one half. Signed, because Mosaic has no
 # unsigned multiply.
 _MULTIPLIERS = (_int32(0x85EBCA6B), _int32(0xC2B2AE35))
-_GOLDEN = _int32(0x9E3779B9)  # 2**32 / golden ratio: spreads consecutive integers
-
-
-def _mix(x: jax.Array) -> jax.Array:
-    x = x ^ lax.shift_right_logical(x, np.int32(16))
-    x = x * _MULTIPLIERS[0]
-    x = x ^ lax.shift_right_logical(x, np.int32(13))
-    return x * _MULTIPLIERS[1]
 
 
 def finalize(x: jax.Array) -> jax.Array:
     """Hash int32 to int32; no two values alike."""
-    x = _mix(x)
+    x = x ^ lax.shift_right_logical(x, np.int32(16))
+    x = x * _MULTIPLIERS[0]
+    x = x ^ lax.shift_right_logical(x, np.int32(13))
+    x = x * _MULTIPLIERS[1]
     return x ^ lax.shift_right_logical(x, np.int32(16))
 
 
@@ -58,9 +63,23 @@ def leaf_key(step: jax.Array, leaf: jax.Array) -> jax.Array:
     return finalize(step ^ leaf)
 
 
-def uniform(key: jax.Array, slot: int, position: jax.Array) -> jax.Array:
-    """Float32 in [0, 1), one for each global `position` (int32, row-major)."""
-    salt = key + _GOLDEN * np.int32(slot)
-    # The last xor-shift of the finalizer only improves low bits, which are dropped.
-    bits = _mix(position ^ salt)
-    return lax.shift_right_logical(bits, np.int32(8)).astype(jnp.float32) * 2.0**-24
+def hashed(key: jax.Array, position: jax.Array) -> jax.Array:
+    """32 random bits for each global `position` (int32, row-major)."""
+    return finalize(position ^ key)
+
+
+def window(bits: jax.Array, number: jax.Array | int) -> jax.Array:
+    """Noise, int32 in [0, 2**14), from one of the four windows of 32 random bits."""
+    if isinstance(number, int):
+        shift = np.int32(_BETWEEN * (number % WINDOWS))
+        if number % WINDOWS == WINDOWS - 1:
+            return lax.shift_right_logical(bits, shift)
+    else:
+        shift = (number % WINDOWS) * _BETWEEN
+    shifted = lax.shift_right_logical(bits, jnp.broadcast_to(shift, bits.shape))
+    return shifted & np.int32((1 << NOISE_BITS) - 1)
+
+
+def period(block: int) -> int:
+    """How far values that share a hash are apart in a block; its length: none do."""
+    return block // WINDOWS if block % WINDOWS == 0 else block

@@ -29,6 +29,8 @@ class Slot(NamedTuple):
         `lambda shape: (shape[0], 1)` for one value in each row. Such a slot is never
         quantized. Default None: the parameter's own.
       negated: whether optax keeps the same moment with the other sign.
+      relative_to: an unsigned slot of the same rule, a mean of squares whose root is
+        of this moment's size. Quantized formats may store the moment divided by it.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Slot(NamedTuple):
     initial: float = 0.0
     shape: Callable[[Shape], Shape] | None = None
     negated: bool = False
+    relative_to: str | None = None
 
 
 class Norms(NamedTuple):
@@ -109,6 +112,15 @@ class Rule:
                 raise ValueError(
                     f"a slot cannot be called {name!r}: give each a Python name of its "
                     "own, other than 'count' and 'extra', that does not end in '_scale'"
+                )
+        squares = [slot.name for slot in self.slots if not slot.signed]
+        for slot in self.slots:
+            fits = slot.relative_to in squares and slot.signed and slot.initial == 0.0
+            if slot.relative_to is not None and not fits:
+                raise ValueError(
+                    f"slot {slot.name!r} cannot be relative to {slot.relative_to!r}: "
+                    "a signed slot that starts at 0 may be relative to an unsigned one "
+                    "of its rule"
                 )
 
     @property

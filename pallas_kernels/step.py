@@ -6,15 +6,20 @@ not elementwise: whoever holds a block in several registers or rows calls the th
 each of them, and finds the largest in between.
 """
 
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from . import rounding
-from .program import Leaf, Noise, Program, Scalars, wide
+from .arithmetic import not_below
+from .program import Leaf, Program, Scalars, wide
 from .rule import Rule
+
+# Noise for the codes of a slot: int32 in [0, 2**14), for each value of a tile.
+Random: TypeAlias = Callable[[int], jax.Array]
 
 
 class Advanced(NamedTuple):
@@ -22,21 +27,28 @@ class Advanced(NamedTuple):
 
     Args:
       u: the step, before the learning rate.
-      moments: the new ones, one array for each slot.
+      stored: what each slot's format encodes.
       magnitudes: of which `settle` takes the largest of each block.
       finite: for each value, whether what no scale says of is finite; None: nothing.
     """
 
     u: jax.Array
-    moments: tuple[jax.Array, ...]
+    stored: tuple[jax.Array, ...]
     magnitudes: tuple[jax.Array, ...]
     finite: jax.Array | None
 
 
 class Settled(NamedTuple):
-    """What is known of each block: its new scales, and whether it takes the step."""
+    """What is known of each block: arrays of one shape, one number for each.
+
+    Args:
+      scales: the new ones.
+      encoding: what each slot's format needs of a block.
+      keep: whether it takes the step.
+    """
 
     scales: tuple[Any, ...]
+    encoding: tuple[Any, ...]
     keep: jax.Array
 
 
@@ -46,8 +58,7 @@ def tile_step(
     scalars: Scalars,
     *,
     largest: Callable[[jax.Array], jax.Array],
-    noise: Noise,
-    position: Callable[[], jax.Array],
+    random: Random,
     valid: jax.Array | None = None,
 ) -> Leaf:
     """Decode, apply the rule, write the parameter, encode: one tile, in float32.
@@ -61,33 +72,40 @@ def tile_step(
       leaf: arrays of one shape, scales of one that broadcasts to it.
       scalars: arrays of the type that is computed in.
       largest: the largest of each block, of a shape that broadcasts.
-      noise: what random numbers start from.
-      position: global position of each value; called if a format needs them.
+      random: noise for a slot; called if its format needs some.
       valid: False on padding, which may hold anything; None if there is none.
     """
     tile = wide(leaf, scalars)
     new = advance(program, tile, scalars, valid)
-    blocks = settle(program, [largest(x) for x in new.magnitudes], new.finite, scalars)
-    return write(program, leaf, tile, new, blocks, scalars, noise, position)
+    found = [largest(x) for x in new.magnitudes]
+    blocks = settle(program, found, new.finite, scalars)
+    return write(program, leaf, tile, new, blocks, scalars, random)
 
 
 def advance(
-    program: Program, tile: Leaf, scalars: Scalars, valid: jax.Array | None = None
+    program: Program,
+    tile: Leaf,
+    scalars: Scalars,
+    valid: jax.Array | None = None,
+    decoding: Sequence[Any] | None = None,
 ) -> Advanced:
-    """The step and the new moments of a wide tile."""
+    """The step and the new moments of a wide tile.
+
+    With `decoding`, for each slot, where the caller has made it of the scales.
+    """
     rule = program.rule
     g = gradient(rule, tile, scalars)
     if rule.scaled == "gradient":
         g = scalars.ratio * g
-    u, moments = direction(program, g, tile, scalars)
+    u, stored = direction(program, g, tile, scalars, decoding)
     if rule.scaled == "direction":
         u = scalars.ratio * u
     if rule.decay == "update":
         u = u + scalars.decay * tile.p
     if valid is not None:
-        moments = tuple(jnp.where(valid, x, 0.0) for x in moments)
+        stored = tuple(jnp.where(valid, x, 0.0) for x in stored)
     formats = program.storage.formats
-    pairs = list(zip(formats, moments, strict=True))
+    pairs = list(zip(formats, stored, strict=True))
     magnitudes = [f.magnitude(x) for f, x in pairs if f.quantized]
     finite = None
     if any(not f.quantized for f in formats) or not formats:
@@ -97,7 +115,7 @@ def advance(
         if program.storage.quantized:  # blocks are kept whole
             magnitudes.append(jnp.where(finite, 0.0, jnp.inf))
             finite = None
-    return Advanced(u, moments, tuple(magnitudes), finite)
+    return Advanced(u, stored, tuple(magnitudes), finite)
 
 
 def settle(
@@ -112,14 +130,18 @@ def settle(
     keep = finite
     for form in program.storage.formats:
         scales.append(form.scale(found.pop(0)) if form.quantized else None)
-    for x in (*(s for s in scales if s is not None), *found):
-        keep = x < jnp.inf if keep is None else keep & (x < jnp.inf)
+    limits = [s for s in scales if s is not None] + found
+    if limits:
+        inside = functools.reduce(jnp.maximum, limits) < jnp.inf
+        keep = inside if keep is None else keep & inside
     assert keep is not None
     if not program.storage.elementwise:
         keep = jnp.all(keep)
     if scalars.take is not None:
         keep = keep & (scalars.take > 0.0)
-    return Settled(tuple(scales), keep)
+    pairs = zip(program.storage.formats, scales, strict=True)
+    encoding = tuple(() if s is None else form.encoding(s) for form, s in pairs)
+    return Settled(tuple(scales), encoding, keep)
 
 
 def write(
@@ -129,45 +151,83 @@ def write(
     new: Advanced,
     blocks: Settled,
     scalars: Scalars,
-    noise: Noise,
-    position: Callable[[], jax.Array],
+    random: Random,
+    *,
+    all_kept: bool = False,
 ) -> Leaf:
-    """The new parameter or the update, codes and scales, in the types of the leaf."""
-    formats = program.storage.formats
+    """The new parameter or the update, codes and scales, in the types of the leaf.
 
-    def random(slot: int) -> jax.Array | float:
-        if not formats[slot].unbiased:
-            return 0.5
-        key = rounding.leaf_key(noise.step, noise.leaf)
-        return rounding.uniform(key, slot, position())
+    Args:
+      program: what to compute.
+      leaf: as stored. Without scales, it is left to `new_scales` to write them.
+      tile: the same, wide.
+      new: what `advance` made of it.
+      blocks: what `settle` made of that.
+      scalars: operands of the step.
+      random: noise for a slot.
+      all_kept: whether the caller knows that every block takes the step.
+    """
+    keep = None if all_kept else blocks.keep
+    g, p = moved(program, leaf, tile, new, scalars, keep)
+    codes = new_codes(program, leaf, tile, new, blocks, random, keep)
+    scales = new_scales(blocks, tile.scales, leaf.scales, keep)
+    return Leaf(g, p, codes, scales)
 
-    codes = [
-        f.encode(x, s, random(k))
-        for k, (f, x, s) in enumerate(
-            zip(formats, new.moments, blocks.scales, strict=True)
-        )
-    ]
-    # Adding -0.0 leaves every number as it is, +0.0 included.
-    delta = jnp.where(blocks.keep, -scalars.learning_rate * new.u, -0.0)
+
+def moved(
+    program: Program,
+    leaf: Leaf,
+    tile: Leaf,
+    new: Advanced,
+    scalars: Scalars,
+    keep: jax.Array | None,
+) -> tuple[Any, Any]:
+    """The update and None, or None and the new parameter."""
+    delta = -scalars.learning_rate * new.u
+    if keep is not None:
+        # Adding -0.0 leaves every number as it is, +0.0 included.
+        delta = jnp.where(keep, delta, -0.0)
     if program.in_place:
-        g, p = None, (tile.p + delta).astype(leaf.p.dtype)
-    else:
-        g, p = delta.astype(leaf.g.dtype), None
-    return Leaf(
-        g,
-        p,
-        _replaced(blocks.keep, codes, tile.codes, leaf.codes),
-        _replaced(blocks.keep, blocks.scales, tile.scales, leaf.scales),
-    )
+        return None, (tile.p + delta).astype(leaf.p.dtype)
+    return delta.astype(leaf.g.dtype), None
+
+
+def new_codes(
+    program: Program,
+    leaf: Leaf,
+    tile: Leaf,
+    new: Advanced,
+    blocks: Settled,
+    random: Random,
+    keep: jax.Array | None,
+) -> tuple[Any, ...]:
+    """The codes of each slot, or its moments where it is not quantized."""
+    rows = zip(program.storage.formats, new.stored, blocks.encoding, strict=True)
+    codes = [
+        form.encoded(x, block, random(k) if form.unbiased else rounding.NEAREST)
+        for k, (form, x, block) in enumerate(rows)
+    ]
+    return _replaced(keep, codes, tile.codes, leaf.codes)
+
+
+def new_scales(
+    blocks: Settled, old: Sequence[Any], like: Sequence[Any], keep: jax.Array | None
+) -> tuple[Any, ...]:
+    """The scales of each slot."""
+    return _replaced(keep, blocks.scales, old, like)
 
 
 def _replaced(
-    keep: jax.Array, new: Iterable[Any], old: Iterable[Any], stored: Iterable[Any]
+    keep: jax.Array | None, new: Iterable[Any], old: Iterable[Any], like: Iterable[Any]
 ) -> tuple[Any, ...]:
     """New values where a block is stepped, old ones elsewhere; as they are stored."""
+
+    def chosen(n: Any, o: Any) -> Any:
+        return n if keep is None else jnp.where(keep, n, o)
+
     return tuple(
-        None if n is None or o is None else jnp.where(keep, n, o).astype(x.dtype)
-        for n, o, x in zip(new, old, stored, strict=True)
+        None if n is None or o is None else chosen(n, o).astype(x.dtype)
+        for n, o, x in zip(new, old, like, strict=True)
     )
 
 
@@ -186,13 +246,41 @@ def clipped(g: jax.Array, scalars: Scalars) -> jax.Array:
     return g
 
 
+def decoding_of(program: Program, scales: Iterable[Any]) -> list[Any]:
+    """What each slot's format needs of a block to decode it."""
+    pairs = zip(program.storage.formats, scales, strict=True)
+    return [() if s is None else form.decoding(s) for form, s in pairs]
+
+
 def direction(
-    program: Program, g: jax.Array, tile: Leaf, scalars: Scalars
+    program: Program,
+    g: jax.Array,
+    tile: Leaf,
+    scalars: Scalars,
+    decoding: Sequence[Any] | None = None,
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    """The direction that the ratio takes, and the new moments."""
-    stored = zip(program.storage.formats, tile.codes, tile.scales, strict=True)
-    moments = tuple(f.decode(c, s) for f, c, s in stored)
-    u, moments = program.rule.direction(g, moments, scalars.rule)
+    """The direction that the ratio takes, and what its moments are stored as."""
+    storage = program.storage
+    if decoding is None:
+        decoding = decoding_of(program, tile.scales)
+    rows = zip(storage.formats, tile.codes, decoding, strict=True)
+    moments = storage.absolute([f.decoded(c, d) for f, c, d in rows])
+    with not_below(_lowest(program, decoding)):
+        u, moments = program.rule.direction(g, moments, scalars.rule)
+        stored = storage.relative(moments)
     if program.rule.decay == "direction":
         u = u + scalars.decay * tile.p
-    return u, moments
+    return u, stored
+
+
+def _lowest(program: Program, decoding: Sequence[Any]) -> jax.Array | None:
+    """The least that is stored of what moments are relative to.
+
+    It is raised to that anyway. The root has to be of the same number, or else a moment
+    over a smaller root would come back longer than it was, in every step.
+    """
+    formats = program.storage.formats
+    others = {slot.reference for slot in program.storage.slots} - {None}
+    found = [formats[k].lowest(decoding[k]) for k in others if k is not None]
+    found = [x for x in found if x is not None]
+    return functools.reduce(jnp.minimum, found) if found else None

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .arithmetic import inverse_root, root
 from .formats import Format, widened
 from .layout import Blocks, merge, split
 
@@ -25,6 +26,8 @@ class StoredSlot:
       initial: the value that each moment starts with.
       shape: where the slot has another shape than its parameter; else None.
       negated: whether optax keeps the moment with the other sign.
+      reference: number of the slot by whose root the moment is divided before it is
+        stored; None: it is stored as it is.
     """
 
     name: str
@@ -33,6 +36,7 @@ class StoredSlot:
     initial: float = 0.0
     shape: tuple[int, ...] | None = None
     negated: bool = False
+    reference: int | None = None
 
 
 @dataclass(frozen=True)
@@ -113,18 +117,55 @@ class Storage:
         whole = self.shape if self.blocks.whole is None else self.blocks.whole
         return replace(self, blocks=replace(self.blocks, shape=shape, whole=whole))
 
-    def decode(self, k: int, codes: jax.Array, scales: jax.Array | None) -> jax.Array:
-        """The moment of slot k, float32 (or wider, if stored so)."""
+    def absolute(self, stored: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+        """Moments, from what each slot's format decodes to."""
+        return tuple(
+            x if slot.reference is None else x * root(stored[slot.reference])
+            for x, slot in zip(stored, self.slots, strict=True)
+        )
+
+    def relative(self, moments: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+        """What each slot's format encodes, from the moments."""
+        return tuple(
+            x if slot.reference is None else x * inverse_root(moments[slot.reference])
+            for x, slot in zip(moments, self.slots, strict=True)
+        )
+
+    def decode(
+        self,
+        k: int,
+        codes: jax.Array,
+        scales: jax.Array | None,
+        reference: jax.Array | None = None,
+    ) -> jax.Array:
+        """The moment of slot k, float32 (or wider, if stored so).
+
+        Args:
+          k: the slot.
+          codes: its codes.
+          scales: its scales; None if it has none.
+          reference: the moment of its slot of reference, if it has one.
+        """
         form = self.slots[k].format
         if not form.quantized:
             return codes.astype(jnp.promote_types(codes.dtype, jnp.float32))
         assert scales is not None
         wide = jnp.expand_dims(scales.astype(jnp.float32), self.blocks.within)
-        return merge(form.decode(self.split_codes(k, codes), wide), self.blocks)
+        moment = merge(form.decode(self.split_codes(k, codes), wide), self.blocks)
+        return moment if reference is None else moment * root(reference)
 
-    def encode(self, k: int, moment: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-        """Codes and scales of a moment of slot k, rounded to the nearest."""
+    def encode(
+        self, k: int, moment: jax.Array, reference: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Codes and scales of a moment of slot k, rounded to the nearest.
+
+        With the moment of its slot of `reference`, if it has one. Where that is zero,
+        so is what is stored.
+        """
         form, dtype = self.slots[k].format, self.slots[k].dtype
+        if reference is not None:
+            ratio = moment.astype(jnp.float32) * inverse_root(reference)
+            moment = jnp.where(reference > 0.0, ratio, 0.0)
         if not form.quantized:
             return moment.astype(dtype), None
         within = self.blocks.within

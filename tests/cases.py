@@ -5,7 +5,7 @@ the benchmark then cover it.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -163,11 +163,13 @@ ADAPTING: list[str] = [name for name in OPTIMIZERS if RULES[name].kernels > 1]
 class FormatCase(NamedTuple):
     """What the documentation promises of a slot's format.
 
+    Of what is stored: for formats that are relative to another slot, of the quotient.
+
     Attributes:
       worst: largest relative error of a value within the range, rounded to nearest.
       range: smallest magnitude within that error, relative to the block's largest.
       smallest: the smallest magnitude that has a code, likewise.
-      levels: (code, value relative to the scale) pairs, computed by hand.
+      levels: (code, value relative to the largest, which is 2) pairs, computed by hand.
     """
 
     worst: float
@@ -176,31 +178,45 @@ class FormatCase(NamedTuple):
     levels: dict[int, float]
 
 
-# name -> signed? -> promise
-FORMATS: dict[str, dict[bool, FormatCase]] = {
-    "32bit": {s: FormatCase(0.0, 1e-30, 0.0, {}) for s in (True, False)},
-    "bf16": {s: FormatCase(2.0**-8, 1e-30, 0.0, {}) for s in (True, False)},
-    "8bit": {
-        # log8: 8 codes per octave; the worst midpoint is between 1 and 1 + 1/8.
-        True: FormatCase(
-            1 / 17,
-            2.0**-15,
-            1.25 * 2.0**-16,
-            {127: 1.0, 126: 15 / 16, -119: -0.5, 0: 0},
+# What a slot is, as the names in FORMATS of the library take it: is it signed, and is
+# it relative to another?
+Kind: TypeAlias = tuple[bool, bool]
+RELATIVE: Kind = (True, True)
+SIGNED: Kind = (True, False)
+UNSIGNED: Kind = (False, False)
+
+
+def _alike(signed: FormatCase, unsigned: FormatCase) -> dict[Kind, FormatCase]:
+    """Of a name whose signed slots are stored alike, relative or not."""
+    return {RELATIVE: signed, SIGNED: signed, UNSIGNED: unsigned}
+
+
+# name -> kind of slot -> promise
+FORMATS: dict[str, dict[Kind, FormatCase]] = {
+    "32bit": _alike(*[FormatCase(0.0, 1e-30, 0.0, {})] * 2),
+    "bf16": _alike(*[FormatCase(2.0**-8, 1e-30, 0.0, {})] * 2),
+    # linear8, ratio8: 127 equal steps; the worst midpoint above a tenth is 13.5 steps.
+    # bits8: 264 equal steps of y, which is half of the largest at 2**-8. There a step
+    # is 1/132 of it, and v moves by up to 15 times as much, where the last of the eight
+    # octaves begins that y has in one of its own: 15/264 to the nearest, and a little
+    # less with the scales that bf16 has.
+    "8bit": _alike(
+        FormatCase(1 / 27, 0.1, 1 / 127, {127: 1.0, -127: -1.0, 64: 64 / 127, 0: 0.0}),
+        FormatCase(
+            0.0547,
+            2.0**-8,
+            19 / 11 * 2.0**-40,
+            {127: 1.0, -5: 2.0**-8, -71: 2.0**-16, -128: 19 / 11 * 2.0**-40},
         ),
-        # root8: between k and k + 1 256ths, to the eighth; from k = 64 on.
-        False: FormatCase(
-            0.0645, 0.25**8, 2.0**-64, {127: 1.0, -1: 0.5**8, -65: 0.25**8}
-        ),
-    },
-    "dynamic8": {
-        True: FormatCase(
+    ),
+    "dynamic8": _alike(
+        FormatCase(
             0.061645, 0.1, 5.5e-7, {-128: 1.0, -127: -0.99296875, 64: 0.10703125}
         ),
-        False: FormatCase(
+        FormatCase(
             0.032847, 0.1, 3.25e-7, {-1: 1.0, -2: 0.996484375, 127: 0.103515625}
         ),
-    },
+    ),
 }
 
 # A tail of half a block, a block that is the axis, blocks on every kind of axis.

@@ -10,7 +10,7 @@ from octavo import optim
 from octavo.optim.options import Options
 from octavo.optim.stepping.transformation import fused
 from octavo.pallas_kernels import Format, Rule, Slot
-from octavo.pallas_kernels.formats.base import reciprocal
+from octavo.pallas_kernels.formats.base import Numbers, reciprocal
 
 # ------------------------------------------------------------------------- formats
 
@@ -23,13 +23,17 @@ class Fp8(Format):
     number = 100
     dtype = jnp.float8_e4m3fn
 
-    def encode(
-        self, x: jax.Array, scale: jax.Array, noise: jax.Array | float = 0.5
+    def encoding(self, scale: jax.Array) -> Numbers:
+        return (reciprocal(scale) * 448.0,)
+
+    def encoded(
+        self, x: jax.Array, block: Numbers, noise: jax.Array | int
     ) -> jax.Array:
-        y = jnp.clip(x * (reciprocal(scale) * 448.0), -448.0, 448.0)
+        y = jnp.clip(x * block[0], -448.0, 448.0)
         return y.astype(jnp.float8_e4m3fn).astype(jnp.float32)
 
-    def decode(self, codes: jax.Array, scale: jax.Array) -> jax.Array:
+    def decoded(self, codes: jax.Array, block: Numbers) -> jax.Array:
+        (scale,) = block
         return codes * (scale * (1 / 448.0))
 
 
@@ -48,20 +52,24 @@ class Linear4(Format):
     def number(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         return 101 if self.signed else 102
 
-    def encode(
-        self, x: jax.Array, scale: jax.Array, noise: jax.Array | float = 0.5
+    def encoded(
+        self, x: jax.Array, block: Numbers, noise: jax.Array | int
     ) -> jax.Array:
-        levels = 7 if self.signed else 15
+        (scale,), levels = block, 7 if self.signed else 15
         y = jnp.floor(x * (reciprocal(scale) * levels) + 0.5)
         y = jnp.where(jnp.logical_and(not self.signed, x > 0), jnp.maximum(y, 1.0), y)
         return jnp.clip(y, -7.0, 15.0).astype(jnp.int32) & 15
 
-    def decode(self, codes: jax.Array, scale: jax.Array) -> jax.Array:
+    def decoded(self, codes: jax.Array, block: Numbers) -> jax.Array:
+        (scale,) = block
         value = jnp.where((codes > 7) & self.signed, codes - 16, codes)
         return value.astype(jnp.float32) * (scale / (7 if self.signed else 15))
 
 
-MADE = {"fp8": lambda signed: Fp8(), "linear4": Linear4}
+MADE = {
+    "fp8": lambda signed, relative: Fp8(),
+    "linear4": lambda signed, relative: Linear4(signed),
+}
 
 
 # --------------------------------------------------------------------------- rules

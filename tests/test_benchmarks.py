@@ -7,20 +7,25 @@ forbid in this one.
 import json
 import math
 import os
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import _rivals
+import device
 import jax
+import jax.numpy as jnp
 import pytest
 from _optimizers import OPTIMIZERS as PAIRS
-from step import parse
+from step import TREES, parse
 
 from cases import ADAPTING, OPTIMIZERS, RULES
 
-# A counter, and how a leaf with two moments is stored: 18 numbers, for rank 2.
-OTHERS = 4 * (1 + 18)
+# A counter, and how a leaf with two moments is stored: 20 numbers, for rank 2.
+OTHERS = 4 * (1 + 20)
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
@@ -128,16 +133,130 @@ def test_step_counts_scales_only_where_codes_are_integers(tmp_path: Path) -> Non
     )
 
 
+def test_step_in_the_whole_phase(tmp_path: Path) -> None:
+    """The norm needs every gradient once more; rivals are timed, or it says why not."""
+    options = "--tree small12 --phase adam whole --rivals --repeats 1 --seconds 0"
+    shown, result = run(tmp_path, "step.py", *options.split(), "--size")
+    assert list(result["work"]) == ["small12 tree", "small12 tree, whole phase"]
+    alone, whole = result["work"].values()
+    for rows, missing in zip((alone, whole), result["missing"].values(), strict=True):
+        check_finite(rows)
+        assert set(_rivals.RIVALS) == set(missing) | (set(_rivals.RIVALS) & set(rows))
+        for name, why in missing.items():
+            assert why and re.search(f"without {name}: ", shown)
+        if "torch-fused" in rows:  # and a counter of 4 bytes for each leaf
+            moments = rows["torch-fused"]["state_bytes_per_parameter"]
+            assert moments == pytest.approx(8 + 12 * 4 / (6 * 65 * 128))
+    for name in set(alone) - {"copy"}:
+        more = whole[name]["bytes_per_parameter"] - alone[name]["bytes_per_parameter"]
+        assert more == pytest.approx(4, abs=0.02)
+
+
+def test_trees() -> None:
+    def leaves(name: str) -> list[tuple[int, ...]]:
+        return jax.tree.leaves(TREES[name], is_leaf=lambda x: isinstance(x, tuple))
+
+    assert sum(map(math.prod, leaves("1b"))) == pytest.approx(1e9, rel=0.02)
+    assert leaves("moe").count((8, 1024, 4096)) == 6
+    assert (
+        leaves("small300").count((64, 128)) == leaves("small300").count((128,)) == 150
+    )
+
+
+def test_a_contender_that_fails_leaves_the_others() -> None:
+    def broken(fixed: Any, carry: Any) -> Any:
+        raise ValueError("no kernel\nof that kind")
+
+    x = jnp.zeros(8)
+    good = _rivals.Contender("good", lambda fixed, carry: carry + fixed, x, x, 1)
+    bad = _rivals.Contender("bad", broken, x, x, 1)
+    timed, failed = _rivals.measure([bad, good], 2, 0.0)
+    assert [c.name for c in timed] == ["good"] and len(good.times) == 2
+    assert failed == {"bad": "ValueError: no kernel"}
+
+
+def test_rivals_that_are_not_here_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(name: str, task: _rivals.Task) -> _rivals.Contender:
+        raise RuntimeError("needs a device")
+
+    absent = _rivals.Rival("octavo_absent", "octavo-absent", build)
+    unfit = _rivals.Rival("octavo", "octavo", build)
+    monkeypatch.setattr(_rivals, "RIVALS", {"absent": absent, "unfit": unfit})
+    found, missing = _rivals.installed(_rivals.Task({}, {}, False), ["absent", "unfit"])
+    assert not found
+    assert missing == {
+        "absent": "octavo-absent is not installed",
+        "unfit": "RuntimeError: needs a device",
+    }
+
+
+def test_device(tmp_path: Path) -> None:
+    options = "--quick --only tests leaf --seconds 110"
+    shown, result = run(tmp_path, "device.py", *options.split())
+    assert set(result["versions"]) >= {"python", "jax", "jaxlib", "octavo", "torch"}
+    assert list(result["parts"]) == ["tests", "leaf float32", "leaf bfloat16"]
+    tests, *timed = result["parts"].values()
+    # On a CPU.
+    assert tests["status"] == "nothing ran" and "skipped" in tests["summary"]
+    for part in timed:
+        assert part["status"] == "ok" and len(part["work"]) == 2
+        for rows in part["work"].values():
+            check_finite(rows)
+    assert "nothing ran" in shown and "time / optax" in shown
+    assert "torch-fused" in (tmp_path / "out.log").read_text()
+
+
+def test_device_ends_what_takes_too_long() -> None:
+    program = "import time; print('begun', flush=True); time.sleep(60)"
+    ended = device.run([sys.executable, "-c", program], 3, dict(os.environ))
+    assert ended.status == "stopped after its 3 s" and ended.seconds < 30
+    ended = device.run([sys.executable, "-c", "exit(3)"], 30, dict(os.environ))
+    assert ended.status == "failed with exit code 3"
+
+
+def test_device_tries_again_without_rivals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the process ends before it has figures of both phases."""
+    work = {"a": {}, "b": {}}
+
+    def run(command: list[str], limit: float, env: dict[str, str]) -> device.Ended:
+        if "--rivals" in command:
+            return device.Ended("failed with exit code -6", 1.0, "crashed")
+        out = Path(command[command.index("--json") + 1])
+        out.write_text(json.dumps({"work": work}))
+        return device.Ended("ok", 1.0, "fine")
+
+    monkeypatch.setattr(device, "run", run)
+    part = device.Part("leaf float32", ["step.py", "--rivals"], 5)
+    result, output = device.figures_of(part, time.monotonic() + 60, {})
+    assert result["status"] == "failed with exit code -6" and "work" not in result
+    assert result["without rivals"]["work"] == work
+    assert "crashed" in output and "fine" in output
+    late, _ = device.figures_of(part, time.monotonic(), {})
+    assert late == {"status": "not run: no time is left"}
+
+
+def test_device_says_what_is_missing() -> None:
+    everywhere = {"torchao": "torchao is not installed"}
+    once = everywhere | {"torch-fused": "too large"}
+    ok = {"status": "ok", "missing": {"a": everywhere, "b": once}}
+    late = {"status": "stopped after its 5 s"}
+    assert list(device.problems({"x": ok, "y": late})) == [
+        "y: stopped after its 5 s",
+        "without torchao: torchao is not installed",
+        "without torch-fused: too large (x, b)",
+    ]
+
+
 def test_formats(tmp_path: Path) -> None:
     shown, rows = run(tmp_path, "formats.py", "--quick")
     check_finite(rows)
     (row,) = rows.values()
-    assert "log8 / eighth root" in shown
+    assert "ratio8 / bits8: 8bit" in shown
     assert 0.02 < row["error b2 .999"] < 0.2
     assert 0.02 < row["error b2 .95"] < 0.2
     assert row["drop"] == pytest.approx(1, abs=0.1)
     assert row["1e-03"] == pytest.approx(1, abs=0.2)
-    # Below 1.8e-5 of the block's largest, m flushes to zero: the step is too small.
+    # Below 1.4e-6 of the block's largest, sqrt(v) is clamped up: the step is too small.
     assert row["1e-06"] < 0.8
 
 

@@ -246,7 +246,7 @@ def test_inspect(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert re.search(r"written by octavo \d.*, jax \d.*; seed 0", printed)
     assert "opt_state: 3 steps, 3 leaves" in printed
     # 512 x 64 codes and a bf16 scale for 32 of them, against 4 bytes each.
-    row = r"mu +│ log8 +│ 32 along 0 +│ 1 +│ 34.00 KiB +│ 128.00 KiB"
+    row = r"mu +│ ratio8 +│ 32 along 0 +│ 1 +│ 34.00 KiB +│ 128.00 KiB"
     assert re.search(row, printed)
     assert re.search(r"nu +│ 32bit +│ +│ 1 +│ 1.\d+ KiB +│ 1.00 KiB", printed)
     assert "checksums hold" in printed

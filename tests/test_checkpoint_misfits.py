@@ -64,27 +64,29 @@ def _bf16(tree: Any) -> Any:
     return jax.tree.map(lambda x: x.astype(jnp.bfloat16), tree)
 
 
-LOG8 = "log8 in blocks of 32 along axis 0"
+RATIO8 = "ratio8 in blocks of 32 along axis 0"
 MADE = {  # a state with the same moments that is stored otherwise
     "32 bits": Other(
-        optim.adamw(1e-2, state="32bit"), _stored(LOG8, r"32bit \(float32\)")
+        optim.adamw(1e-2, state="32bit"), _stored(RATIO8, r"32bit \(float32\)")
     ),
-    "bf16": Other(optim.adamw(1e-2, state="bf16"), _stored(LOG8, r"bf16 \(bfloat16\)")),
+    "bf16": Other(
+        optim.adamw(1e-2, state="bf16"), _stored(RATIO8, r"bf16 \(bfloat16\)")
+    ),
     "dynamic8": Other(
         optim.adamw(1e-2, state="dynamic8"),
-        _stored(LOG8, "dynamic8 in blocks of 32 along axis 0"),
+        _stored(RATIO8, "dynamic8 in blocks of 32 along axis 0"),
     ),
     "one leaf": Other(
         optim.adamw(1e-2, state=lambda path: "32bit" if "kernel" in path else "8bit"),
-        _stored("log8 in blocks of 4 along axis 0", "32bit .*", "layer/kernel"),
+        _stored("ratio8 in blocks of 4 along axis 0", "32bit .*", "layer/kernel"),
     ),
     "block size": Other(
         optim.adamw(1e-2, block_size=16),
-        _stored(LOG8, "log8 in blocks of 16 along axis 0"),
+        _stored(RATIO8, "ratio8 in blocks of 16 along axis 0"),
     ),
     "block axis": Other(
         optim.adamw(1e-2, block_axis=lambda path: -1 if path == "embed" else None),
-        _stored(LOG8, "log8 in blocks of 4 along axis 1"),
+        _stored(RATIO8, "ratio8 in blocks of 4 along axis 1"),
     ),
     "options": Other(
         optim.adamw(1e-2, skip_nonfinite=True),
@@ -195,6 +197,18 @@ def test_there_and_back(folder: Path, tmp_path: Path) -> None:
     assert_same_bits(back.opt_state, expected)
     # The next step, too, but that two programs round differently.
     assert ulps(trained(wide, 1).params, trained(run(), 1).params, run().params) <= 2
+
+
+@pytest.mark.parametrize("slot", ["mu", "nu"])
+def test_one_moment_of_two(slot: str, folder: Path) -> None:
+    """The first is stored relative to the second, whichever of them is converted."""
+    kept = {"mu": "nu", "nu": "mu"}[slot]
+    tx = optim.adamw(1e-2, state={slot: "32bit", kept: "8bit"})
+    got = checkpoint.restore(folder, tx, fresh(tx), convert=True).opt_state
+    old = run().opt_state
+    for name in (kept, f"{kept}_scale"):
+        assert_same_bits(getattr(got, name), getattr(old, name))
+    assert_same_bits(optim.dequantize(got), optim.dequantize(old))
 
 
 RATE = optax.linear_schedule(1e-2, 0.0, 100)

@@ -64,17 +64,28 @@ def test_moments_are_rounded_to_the_nearest_code(state: str) -> None:
     assert stored.count == 3
     got = optim.dequantize(stored)
     assert {x.dtype for x in jax.tree.leaves(got)} == {np.dtype("float32")}
-    for slot, signed in (("mu", True), ("nu", False)):
-        case = FORMATS[state][signed]
-        pairs = zip(
-            jax.tree.leaves(got[slot]),
-            jax.tree.leaves(getattr(before, slot)),
-            strict=True,
-        )
-        for x, y in pairs:
-            # Within the range, of its own size; below it, of the largest's.
-            allowed = case.worst * np.abs(y) + case.range * np.abs(y).max()
-            assert (np.abs(x - y) <= allowed * (1 + 2.0**-8)).all()  # of bf16 scales
+    for slot, (x, y) in encoded(stored, got, stored_moments(before)):
+        relative = slot.reference is not None
+        case = FORMATS[state][slot.name == "mu", slot.name == "mu"]
+        # Within the range, of its own size; below it, of the largest's. Of quotients
+        # in equal steps: half of one.
+        allowed = case.worst * np.abs(y) + case.range * np.abs(y).max()
+        allowed = case.smallest / 2 * np.abs(y).max() if relative else allowed
+        assert (np.abs(x - y) <= allowed * (1 + 2.0**-8)).all()  # of bf16 scales
+
+
+def encoded(state: optim.State, *moments: dict[str, Any]) -> list[Any]:
+    """Of each leaf and slot, what formats encode: moments, or quotients."""
+    found = []
+    for n, record in enumerate(records_of(state).values()):
+        for slot in record.slots:
+            leaves = [jax.tree.leaves(m[slot.name])[n] for m in moments]
+            if slot.reference is not None:
+                others = record.slots[slot.reference].name
+                squares = [jax.tree.leaves(m[others])[n] for m in moments]
+                leaves = [x / np.sqrt(v) for x, v in zip(leaves, squares, strict=True)]
+            found.append((slot, leaves))
+    return found
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -211,7 +222,7 @@ def test_the_table_survives_wrappers(name: str) -> None:
     }
     expected = {
         "embed": ("dynamic8", "dynamic8u", 4),
-        "layers/0": ("log8", "root8", 4),
+        "layers/0": ("ratio8", "bits8", 4),
         "layers/1": ("bf16", "bf16", 8),
         "small": ("32bit", "32bit", 4),
     }

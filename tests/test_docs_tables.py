@@ -15,8 +15,9 @@ from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from octavo import optim, schedules
-from octavo.pallas_kernels import FORMATS
-from octavo.pallas_kernels.formats import widened
+from octavo.pallas_kernels import FORMATS, Format
+from octavo.pallas_kernels.formats import BFloat16, Bits8, Linear8, widened
+from octavo.pallas_kernels.rounding import NEAREST, NOISE_BITS
 
 from meshes import mesh_of
 from pages import blocks
@@ -86,40 +87,50 @@ def test_the_rates_of_the_lamb_paper_follow_its_rules() -> None:
 
 
 def worst(
-    form: str,
-    signed: bool,
+    form: Format,
     low: float,
     high: float = 1.0,
     power: int = 1,
-    noise: float = 0.5,
+    noise: int = NEAREST,
+    top: float = 1.0,
 ) -> float:
-    """Largest relative error of x**(1 / power), from low to high of the scale."""
+    """Largest relative error of x**(1 / power), from low to high of the largest."""
     root = np.geomspace(low, high, 200_001)[:-1]
-    x = jnp.asarray(root**power, jnp.float32)
-    made = FORMATS[form](signed)
-    scale = made.scale(made.magnitude(jnp.ones(1)))
-    codes = widened(made.encode(x, scale, noise).astype(made.dtype))
-    got = np.asarray(made.decode(codes, scale), float) ** (1 / power)
-    return float(np.abs(got / root - 1).max())
+    x = jnp.asarray(root**power * top, jnp.float32)
+    scale = form.scale(form.magnitude(jnp.full(1, top)))
+    codes = widened(form.encode(x, scale, noise).astype(form.dtype))
+    got = np.asarray(form.decode(codes, scale), float) / top
+    return float(np.abs(got ** (1 / power) / root - 1).max())
 
 
 # The noise that rounds up furthest.
-_UP = 1 - 2**-24
+_UP = (1 << NOISE_BITS) - 1
 
 
 @pytest.mark.parametrize(
-    ("form", "signed", "low", "noise", "error"),
+    ("form", "low", "noise", "error"),
     [
-        ("bf16", True, 1e-6, 0.5, 1 / 257),
-        ("bf16", False, 1e-6, _UP, 1 / 128),
-        ("8bit", True, 1.1876 * 2**-16, 0.5, 1 / 17),
+        (BFloat16(unbiased=False), 1e-6, NEAREST, 1 / 257),
+        (BFloat16(unbiased=True), 1e-6, _UP, 1 / 128),
     ],
 )
-def test_worst_errors_of_bf16_and_log8(
-    form: str, signed: bool, low: float, noise: float, error: float
+def test_worst_errors_of_bf16(
+    form: Format, low: float, noise: int, error: float
 ) -> None:
-    # Noise below 1 rounds up less than a whole unit.
-    assert worst(form, signed, low, noise=noise) == pytest.approx(error, abs=3e-5)
+    # The largest noise is less than a whole unit.
+    assert worst(form, low, noise=noise) == pytest.approx(error, abs=3e-5)
+
+
+@pytest.mark.parametrize("noise", [0, _UP])
+@pytest.mark.parametrize("relative", [True, False])
+def test_the_error_of_linear8_is_at_most_a_127th_of_the_largest(
+    relative: bool, noise: int
+) -> None:
+    form, x = Linear8(relative), jnp.linspace(-1.0, 1.0, 200_001)
+    scale = form.scale(form.magnitude(jnp.ones(1)))
+    codes = widened(form.encode(x, scale, noise).astype(form.dtype))
+    error = np.abs(np.asarray(form.decode(codes, scale)) - np.asarray(x)).max()
+    assert error == pytest.approx(1 / 127, rel=2e-3)
 
 
 def percent(cells: list[str]) -> list[float]:
@@ -127,11 +138,19 @@ def percent(cells: list[str]) -> list[float]:
     return [float(cell.removesuffix("%")) / 100 for cell in cells]
 
 
-def test_worst_errors_of_root8_are_those_of_the_table() -> None:
+def test_worst_errors_of_bits8_are_those_of_the_table() -> None:
+    """Of all scales that bf16 has between two powers of 2: of v, eight octaves."""
     (lows,) = rows_of("docs/formats.md", "√v down to")
     (errors,) = rows_of("docs/formats.md", "worst relative error of √v")
-    for low, error in zip(lows[2:], percent(errors[2:]), strict=True):
-        found = worst("8bit", False, float(low), power=2, noise=_UP)
+    eighths = 1 + np.arange(128) / 16
+    tops = 2.0 ** (eighths // 1) * (1 + eighths % 1)
+    for low, error in zip(lows[1:], percent(errors[1:]), strict=True):
+        least = min(float(low), 0.999)
+        found = max(
+            worst(Bits8(), least, power=2, noise=noise, top=top)
+            for top in tops
+            for noise in (0, _UP)
+        )
         assert found == pytest.approx(error, rel=0.03)  # two digits
 
 
@@ -139,7 +158,7 @@ def test_worst_errors_of_root8_are_those_of_the_table() -> None:
 def test_worst_errors_of_dynamic8_are_those_of_the_table(signed: bool) -> None:
     (errors,) = rows_of("docs/formats.md", f"{'first' if signed else 'second'} moments")
     for j, error in enumerate(percent(errors[1:7])):
-        found = worst("dynamic8", signed, 10.0 ** (-j - 1), 10.0**-j)
+        found = worst(FORMATS["dynamic8"](signed, False), 10.0 ** (-j - 1), 10.0**-j)
         assert found == pytest.approx(error, rel=0.03)  # two digits
 
 
@@ -147,10 +166,12 @@ def test_the_picture_of_formats_shows_these_errors() -> None:
     pytest.importorskip("matplotlib")
     drawn = runpy.run_path(str(ROOT / "docs/build_formats.py"))["worst_errors"]
     sizes = np.geomspace(1e-4, 1, 20_001)[:-1]
-    for form, error in (("8bit", 1 / 17), ("bf16", 1 / 257)):
-        found = drawn(FORMATS[form](True), sizes, True).max()
-        assert found == pytest.approx(error, rel=3e-3)  # sizes are 5e-4 apart
-    assert drawn(FORMATS["8bit"](False), sizes, False)[-1] < 0.028  # of down to 1e-1
+    found = drawn(BFloat16(unbiased=False), sizes, True).max()
+    assert found == pytest.approx(1 / 257, rel=3e-3)  # sizes are 5e-4 apart
+    for form in (Linear8(), Linear8(relative=True)):
+        last = drawn(form, sizes, True)[-1]
+        assert last < 1 / 127 / 0.7  # 0.3 decades, half of them
+    assert drawn(Bits8(), sizes, False)[-1] < 0.05  # of down to 1e-1
 
 
 # ---------------------------------------------------------------------------- sharding

@@ -228,7 +228,7 @@ def test_update_without_the_parameters_that_a_rule_needs() -> None:
         ),
         (
             {"state": "dynamic8"},
-            r"\['mu=log8,nu=root8'\], but this .* \['mu=dynamic8,nu=dynamic8u'\]",
+            r"\['mu=ratio8,nu=bits8'\], but this .* \['mu=dynamic8,nu=dynamic8u'\]",
         ),
         (
             {"block_size": 8},

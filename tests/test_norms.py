@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 from octavo import optim
-from octavo.pallas_kernels import Blocks, Leaf, Noise, Scalars, blocks_of, run
+from octavo.pallas_kernels import (
+    Blocks,
+    Leaf,
+    Noise,
+    Scalars,
+    Storage,
+    blocks_of,
+    run,
+)
 from octavo.pallas_kernels.backends import _memory
 
 from cases import ADAPTING, OPTIMIZERS, RULES, SHAPES, params_and_grads
@@ -82,6 +90,16 @@ def scalars_of(tx: optim.Transformation, **limits: float) -> Scalars:
     return Scalars(rate, own, decay=decay, **given)
 
 
+def decoded(storage: Storage, leaf: Leaf) -> list[jax.Array]:
+    """The moments of a leaf; first those that others are relative to."""
+    found: dict[int, jax.Array] = {}
+    order = sorted(enumerate(storage.slots), key=lambda x: x[1].reference is not None)
+    for k, slot in order:
+        other = None if slot.reference is None else found[slot.reference]
+        found[k] = storage.decode(k, leaf.codes[k], leaf.scales[k], other)
+    return [found[k] for k in range(len(found))]
+
+
 def float64_sums(
     tx: optim.Transformation,
     leaf: Leaf,
@@ -99,8 +117,7 @@ def float64_sums(
     decay = 0.0 if scalars.decay is None else float(scalars.decay)
     x = g + decay * p if rule.decay == "gradient" else g
     if rule.scales == "direction":
-        pairs = zip(leaf.codes, leaf.scales, strict=True)
-        moments = [storage.decode(k, *pair) for k, pair in enumerate(pairs)]
+        moments = decoded(storage, leaf)
         with jax.enable_x64(True):
             wide = jax.tree.map(
                 lambda y: jnp.asarray(np.asarray(y, np.float64)),

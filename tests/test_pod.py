@@ -49,9 +49,9 @@ def test_step_on_256_chips(tree: str, axes: str, tmp_path: Path) -> None:
     state += 2 * NORMS * (1 + 2 / 32) / 16
     leaves = 9 if tree == "stacked" else 7 * LAYERS + 2
     vectors = 3 if tree == "stacked" else 2 * LAYERS + 1
-    # Of each leaf: type, rank, shape and blocks, and for two slots 3 numbers and none.
+    # Of each leaf: type, rank, shape and blocks, and for two slots 4 numbers and none.
     rank = 3 if tree == "stacked" else 2
-    table = 4 * (4 + rank + 2 * (4 + rank)) * (leaves + vectors)
+    table = 4 * (4 + rank + 2 * (5 + rank)) * (leaves + vectors)
     for row, passes in ((adamw, 1), (lamb, 2)):
         assert row["parameters"] == LAYERS * LAYER + 2 * WIDTH * VOCABULARY + NORMS
         assert row["state_bytes"] == state
@@ -77,4 +77,5 @@ def test_step_on_8_gpus(tmp_path: Path) -> None:
     assert adamw["kernels"] == matrices + vectors
     assert lamb["kernels"] == adamw["kernels"] + matrices
     assert adamw["temporary_bytes"] < 2**16
-    assert lamb["temporary_bytes"] < 2**20
+    # Two sums of each 4,096 values, which XLA copies twice: 24 bytes for 16,384.
+    assert lamb["temporary_bytes"] < lamb["parameter_bytes"] * 24 / 16384 + 2**16

@@ -50,8 +50,8 @@ def test_a_bad_gradient_stays_in_its_block(
     for row, column in ((9, 2), (147, 5)):
         first = row // blocks * blocks
         hit[first : first + blocks, column] = True
-    # Applied outside, an update of 0.1 is rounded once more: 2**-27.
-    atol = 0.0 if call == "step" else 2.0**-27
+    # Applied outside, an update is rounded once more.
+    atol = 0.0 if call == "step" else 2.0**-24 * float(jnp.abs(updates).max())
     expect_kept_and_others_updated(after, params, clean, hit, atol)
     for name, tree in state_after.trees.items():
         expect_kept_and_others_updated(
@@ -192,7 +192,12 @@ def test_second_moments_follow_gradients_that_drop() -> None:
 
 @pytest.mark.parametrize(
     ("small", "low", "high"),
-    [(1e-3, 2 / 3, 4 / 3), (1e-4, 0.0, 4 / 3), (1e-5, 0.0, 4 / 3), (1e-6, 0.0, 4 / 3)],
+    [
+        (1e-3, 2 / 3, 4 / 3),
+        (1e-4, 2 / 3, 4 / 3),
+        (1e-5, 0.0, 4 / 3),
+        (1e-6, 0.0, 4 / 3),
+    ],
 )
 def test_small_neighbours_of_large_gradients_keep_sane_steps(
     small: float, low: float, high: float

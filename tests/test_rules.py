@@ -127,6 +127,19 @@ def test_names_of_slots_that_a_state_cannot_have(name: str) -> None:
         dataclasses.replace(rule, slots=slots)
 
 
+@pytest.mark.parametrize(
+    ("slot", "other"), [("mu", "mu"), ("mu", "momentum"), ("nu", "nu")]
+)
+def test_slots_that_nothing_can_be_relative_to(slot: str, other: str) -> None:
+    rule = optim.adam(0.1).optimizer.rule
+    slots = tuple(
+        s._replace(relative_to=other if s.name == slot else None) for s in rule.slots
+    )
+    message = f"slot '{slot}' cannot be relative to '{other}': a signed slot"
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(rule, slots=slots)
+
+
 def test_random_bits_depend_on_the_seed_the_leaf_and_the_step() -> None:
     p, grads = params_and_grads((256, 64), steps=3)
     same = [p, p]

@@ -35,7 +35,7 @@ def test_layout_is_codes_of_the_parameters_shape_and_scales_of_its_rank() -> Non
     assert state._fields == ("count", "mu", "nu", "mu_scale", "nu_scale", "extra")
     assert state.mu["w"].shape == (4096, 4096)
     assert state.nu_scale["w"].shape == (128, 4096)
-    assert list(state.extra["format"]) == ["mu=log8,nu=root8"]
+    assert list(state.extra["format"]) == ["mu=ratio8,nu=bits8"]
 
 
 @pytest.mark.parametrize("stored", FORMATS)
@@ -46,7 +46,10 @@ def test_a_state_is_a_named_tuple_of_its_slots(rule: str, stored: str) -> None:
     tx = case.ours(1e-3, **case.kwargs, state=stored)
     state = tx.init({"w": jnp.zeros((64, 128)), "b": jnp.zeros(8)})
     slots = tx.optimizer.rule.slots
-    formats = [KERNEL_FORMATS[stored](slot.signed) for slot in slots]
+    formats = [
+        KERNEL_FORMATS[stored](slot.signed, slot.relative_to is not None)
+        for slot in slots
+    ]
     names = [slot.name for slot in slots]
     scales = [f"{n}_scale" for n, f in zip(names, formats, strict=True) if f.quantized]
     assert isinstance(state, optim.State) and isinstance(state, tuple)

@@ -1,6 +1,5 @@
 """Which saved array becomes which array of a target, and through what conversion."""
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,7 +16,7 @@ from ..storage.state import State, scale_name
 from ..storage.table import table_of
 from .description import CheckpointError, flat, form
 from .files import Saved
-from .moves import Move, converted, fresh, loaded_as, shown, typed
+from .moves import Conversion, Move, fresh, loaded_as, shown, typed
 from .sources import Source, below, join, octavo_sources, optax_sources
 from .target import Target
 
@@ -246,7 +245,13 @@ class Match:
                 "make the optimizer with the same options, or pass convert=True",
             )
 
-        convert = functools.partial(converted, was, how, k, like, negated)
+        known = (r.slots[k].reference for r in (was, how))
+        other = next((j for j in known if j is not None), None)
+        convert = Conversion(was, how, k, like, negated, len(reads) > 1, other)
+        if other is not None:
+            name = source.slots[other]
+            others = (source.codes(name, leaf), source.scales(name, leaf))
+            reads += tuple(p for p in others if p in self._arrays)
         self._take(goals, reads, convert)
 
     def _source(self, path: str, state: State) -> Source | None:

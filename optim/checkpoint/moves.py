@@ -39,21 +39,49 @@ def fresh(record: Storage, slot: int, like: tuple[Any, Any]) -> tuple[jax.Array,
     return tuple(jnp.full(x.shape, v, x.dtype) for x, v in made if x is not None)
 
 
-def converted(
-    was: Storage,
-    how: Storage,
-    slot: int,
-    like: tuple[Any, Any],
-    negated: bool,
-    codes: jax.Array,
-    scales: jax.Array | None = None,
-) -> tuple[jax.Array, ...]:
-    """A moment as `like` stores it, with scales, if any, from how it was stored."""
-    moment = decoded(was, slot, codes, scales)
-    new, wide = encoded(how, slot, -moment if negated else moment, like[0])
-    if like[1] is None:
-        return (new,)
-    return new, fresh(how, slot, like)[1] if wide is None else wide
+class Conversion(NamedTuple):
+    """A moment as another state stores it.
+
+    Args:
+      was: how its leaf was stored.
+      how: how it is to be stored.
+      slot: its number.
+      like: its codes and scales, if any, in the target.
+      negated: whether the sign changes.
+      scaled: whether the checkpoint has scales of it.
+      other: number of the slot to which it is or was relative; None: there is none.
+    """
+
+    was: Storage
+    how: Storage
+    slot: int
+    like: tuple[Any, Any]
+    negated: bool
+    scaled: bool
+    other: int | None
+
+    def __call__(self, *saved: jax.Array) -> tuple[jax.Array, ...]:
+        """From codes and scales, of the moment and then of the other slot."""
+        was, how, k = self.was, self.how, self.slot
+        own, others = saved[: 1 + self.scaled], saved[1 + self.scaled :]
+        reference = None
+        if self.other is not None:
+            reference = decoded(was, self.other, *_pair(others))
+
+        def of(record: Storage) -> Any:
+            return None if record.slots[k].reference is None else reference
+
+        moment = decoded(was, k, *_pair(own), of(was))
+        moment = -moment if self.negated else moment
+        new, wide = encoded(how, k, moment, self.like[0], of(how))
+        if self.like[1] is None:
+            return (new,)
+        return new, fresh(how, k, self.like)[1] if wide is None else wide
+
+
+def _pair(arrays: tuple[jax.Array, ...]) -> tuple[Any, Any]:
+    """Codes, and scales or None."""
+    return arrays[0], arrays[1] if len(arrays) > 1 else None
 
 
 def shown(how: Storage, slot: int, codes: Any) -> str:

@@ -73,8 +73,9 @@ def _of_leaf(
             "a block would span layers. Leave block_axis out, or choose an axis "
             "within the layer"
         )
+    names = [slot.name for slot in slots]
     pairs = zip(slots, formats, strict=True)
-    stored = tuple(_stored(slot, form, shape, dtype) for slot, form in pairs)
+    stored = tuple(_stored(slot, form, shape, dtype, names) for slot, form in pairs)
     storage = Storage(dtype, blocks_of(shape, size, axis, layers), stored)
     if storage.quantized and not storage.elementwise:
         others = [slot.name for slot in slots if slot.shape]
@@ -87,13 +88,19 @@ def _of_leaf(
 
 
 def _stored(
-    slot: Slot, form: Format, shape: tuple[int, ...], dtype: np.dtype[Any]
+    slot: Slot,
+    form: Format,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    names: list[str],
 ) -> StoredSlot:
     """A slot of another shape than the parameter has no blocks to quantize."""
     form = Float32() if slot.shape and form.quantized else form
     own = None if slot.shape is None else slot.shape(shape)
     of = moment_dtype(form, dtype)
-    return StoredSlot(slot.name, form, of, slot.initial, own, slot.negated)
+    other = slot.relative_to if form.relative else None
+    reference = None if other is None else names.index(other)
+    return StoredSlot(slot.name, form, of, slot.initial, own, slot.negated, reference)
 
 
 def has_own_moments(dtype: Any) -> bool:

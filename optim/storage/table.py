@@ -1,12 +1,13 @@
 """A state says how it is stored: a tag, and a small table under it.
 
 `State.extra["format"]` has one key, the tag, which names each slot and its format:
-`mu=log8,nu=root8`. Its value has one row for each leaf, in the order of the tree: the
+`mu=ratio8,nu=bits8`. Its value has one row for each leaf, in the order of the tree: the
 type of the parameter where moments take it over (else float32), its shape, the block
 size and the blocked axis (-1: none); and for each slot the number of its format,
-whether optax keeps it negated, the bits of its initial value, and its shape where that
-is not the parameter's. Conversions and checkpoints read it, so that they need not know
-how a state, maybe deep in a chain of transformations, was made.
+whether optax keeps it negated, the bits of its initial value, the number of the slot
+that it is relative to (-1: none), and its shape where that is not the parameter's.
+Conversions and checkpoints read it, so that they need not know how a state, maybe deep
+in a chain of transformations, was made.
 """
 
 from collections.abc import Iterator, Sequence
@@ -51,7 +52,7 @@ def table_of(records: Sequence[Storage], slots: int) -> jax.Array:
     rank = max(ranks, default=0)
     rows = [_row(record, rank) for record in records]
     # Orbax saves no array of size 0.
-    width = 4 + rank + slots * (4 + rank)
+    width = 4 + rank + slots * (5 + rank)
     return jnp.asarray(np.array(rows or [(-1,) * width], np.int64).astype(np.int32))
 
 
@@ -71,7 +72,9 @@ def _row(record: Storage, rank: int) -> list[int]:
     row += [record.blocks.size, -1 if axis is None else axis]
     for slot in record.slots:
         initial = int(np.float32(slot.initial).view(np.int32))
-        row += [slot.format.number, int(slot.negated), initial, *listed(slot.shape)]
+        other = -1 if slot.reference is None else slot.reference
+        row += [slot.format.number, int(slot.negated), initial, other]
+        row += listed(slot.shape)
     return row
 
 
@@ -118,7 +121,7 @@ def own_table(state: State) -> Any:
 def read_table(table: Any, paths: Sequence[str], tag: str) -> dict[str, Storage]:
     """How leaves are stored, from a table; see `records_of`."""
     rows, slots = np.asarray(table), slots_in(tag)
-    rank = (rows.shape[1] - 4 - 4 * len(slots)) // (1 + len(slots))
+    rank = (rows.shape[1] - 4 - 5 * len(slots)) // (1 + len(slots))
     found = {}
     for path, row in zip(paths, rows, strict=False):
         try:
@@ -145,9 +148,10 @@ def _record(row: Iterator[int], rank: int, slots: Sequence[str]) -> Storage:
     for name in slots:
         form, negated = numbered(next(row)), bool(next(row))
         initial = float(np.int32(next(row)).view(np.float32))
-        stored.append(
-            StoredSlot(name, form, moment_dtype(form, dtype), initial, shape(), negated)
-        )
+        other = next(row)
+        reference = None if other < 0 else other
+        of = moment_dtype(form, dtype)
+        stored.append(StoredSlot(name, form, of, initial, shape(), negated, reference))
     return Storage(
         dtype, Blocks(whole, None if axis < 0 else axis, size), tuple(stored)
     )

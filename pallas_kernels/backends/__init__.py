@@ -22,6 +22,8 @@ BACKENDS: dict[str, str] = {
     "xla": "octavo.pallas_kernels.backends.xla",
     "tpu": "octavo.pallas_kernels.backends.tpu",
     "triton": "octavo.pallas_kernels.backends.triton",
+    # No device has run it yet: only where it is named.
+    "mosaic_gpu": "octavo.pallas_kernels.backends.mosaic_gpu",
 }
 # What JAX calls a platform -> its kernels, best first. What all refuse is XLA's.
 PLATFORMS: dict[str, tuple[str, ...]] = {

@@ -72,6 +72,12 @@ class Call:
         """The arrays of `self.arrays`, or tiles of them, by name."""
         return jax.tree.unflatten(self._leaf, arrays)
 
+    def sorted(self, outputs: list[Any]) -> tuple[list[Any], list[Any]]:
+        """Outputs that have values, and those that have scales."""
+        pairs = list(zip(outputs, self.written, strict=True))
+        values = [x for x, i in pairs if not self.scaled[i]]
+        return values, [x for x, i in pairs if self.scaled[i]]
+
     def results(self, arrays: list[jax.Array]) -> Leaf:
         """The kernel's results, by name."""
         return jax.tree.unflatten(self._written, arrays)

@@ -7,9 +7,12 @@ from ..layout import Blocks
 
 LANES, SUBLANES = 128, 8
 _PACKED_SUBLANES = 32  # of an int8 tile
-_TILE_LANES = 512
-_TILE_VALUES = 1 << 17
-_PART_VALUES = 1 << 15
+_TILE_LANES = 1024
+# A tile's own instructions are 350, so that large tiles cost less. But the first one is
+# read and the last one written while nothing is computed: a leaf has at least eight.
+_FEWEST_TILES = 8
+_TILE_VALUES, _LEAST_VALUES = 1 << 19, 1 << 17
+_PART_VALUES = 1 << 16
 _MOST_ALONG_LANES = 1 << 19  # fits in 32 MiB, twice as many do not
 
 
@@ -35,9 +38,9 @@ class Tiling:
     def parts(self) -> "Tiling":
         """The parts of a tile that a kernel works on one after another.
 
-        They are a quarter of a tile and smaller, and the kernel is one of them in a
-        loop: half as long to compile. A part of the scales starts at a multiple of 16
-        rows, which bf16 packs, or is the whole.
+        They are half of a tile and smaller, and the kernel is one of them in a loop:
+        much faster to compile. A part of the scales starts at a multiple of 16 rows,
+        which bf16 packs, or is the whole.
         """
         sublane, lane = len(self.tile) - 2, len(self.tile) - 1
         part = [1] * len(self.tile)
@@ -118,7 +121,7 @@ def tiling(blocks: Blocks, quantized: bool) -> Tiling:
     if axis is not None:
         packed = SUBLANES if axis == sublane else units[axis]
         units[axis] = blocks.size * packed
-    tile, room = [1] * len(shape), _TILE_VALUES
+    tile, room = [1] * len(shape), _room(math.prod(shape), axis == lane)
     reserved = 1 if axis is None else units[axis]
     for k in (lane, sublane):
         if k != axis:
@@ -131,6 +134,16 @@ def tiling(blocks: Blocks, quantized: bool) -> Tiling:
         tile[axis] = _fit(shape[axis], units[axis], room, blocks.size)
     grid = tuple(-(-n // t) for n, t in zip(shape, tile, strict=True))
     return Tiling(order, axis, blocks.size, tuple(tile), grid)
+
+
+def _room(size: int, on_lanes: bool) -> int:
+    """Values of a tile."""
+    if on_lanes:  # transposed, which takes its memory again
+        return _LEAST_VALUES
+    room = _TILE_VALUES
+    while room > _LEAST_VALUES and room * _FEWEST_TILES > size:
+        room //= 2
+    return room
 
 
 def _fit(length: int, unit: int, room: int, block: int) -> int:

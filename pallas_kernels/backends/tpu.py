@@ -3,8 +3,12 @@
 The kernel works on the leaf in its order in memory, in any number of dimensions: a
 reshape or transpose that is free in the row-major picture of an array would copy the
 leaf if it changed the tiled layout.
+
+A tile is worked on in slabs, a few registers of whole blocks that stay in registers
+from load to store.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,13 +19,14 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from ..formats import widened
-from ..layout import Blocks, positions, wrap
+from ..arithmetic import EXACT, QUICK, Arithmetic, using
+from ..layout import Blocks
 from ..norms import tile_terms
-from ..program import Leaf, Noise, Program, Scalars
-from ..step import tile_step
+from ..program import Leaf, Noise, Program, Scalars, wide
+from ..step import Advanced, advance, decoding_of, new_scales, settle, write
 from ._call import Call
 from ._memory import Tiling, tiling
+from ._slabs import Part, Slab
 
 
 def refuses(program: Program) -> str | None:
@@ -55,34 +60,32 @@ def run(
       interpret: as in `pl.pallas_call`; `pltpu.InterpretParams()` simulates a TPU.
     """
     tiles, call = _tiles(program), Call(program, leaf, scalars, noise)
-    if program.sums:
-        return _sums(program, tiles, call, interpret)
-    return _step(program, tiles, call, interpret)
+    quick = QUICK if interpret else _HARDWARE
+    with using(quick if program.storage.quantized else EXACT):
+        if program.sums:
+            return _sums(program, tiles, call, interpret)
+        return _step(program, tiles, call, interpret)
+
+
+# v5e and v5p refine an exact reciprocal in ten operations.
+_HARDWARE = Arithmetic(lax.rsqrt, lambda x: pl.reciprocal(x, approx=True))
 
 
 def _step(program: Program, tiles: Tiling, call: Call, interpret: Any) -> Leaf:
     blocks = program.storage.blocks
-    strides = tuple(blocks.strides[k] for k in tiles.order)
 
     def kernel(*refs: Any) -> None:
-        layer = _layer(tiles, blocks)
-        numbers, noise, inputs, outputs = call.unpack(refs, layer)
+        unpacked = call.unpack(refs, _layer(tiles, blocks))
+        kernel, corner = _Kernel(program, tiles, call, *unpacked), _corner(tiles)
+        # The first time as if every block were finite. Where one was not, once more:
+        # the inputs are still there.
+        fast = functools.partial(_write, kernel, True)
+        bad = _for_each_part(tiles, corner, fast)
 
-        def part(at: _Part) -> None:
-            out = tile_step(
-                program,
-                call.leaf(at.loaded(call, inputs)),
-                numbers,
-                largest=lambda x: jnp.max(x, axis=1, keepdims=True),
-                noise=noise,
-                position=lambda: at.positions(strides, noise.origin),
-                valid=at.valid(blocks, everywhere=False),
-            )
-            results = zip(outputs, jax.tree.leaves(out), call.written, strict=True)
-            for ref, x, i in results:
-                at.store(ref, x, call.scaled[i])
-
-        _for_each_part(tiles, part)
+        @pl.when(jnp.max(bad) > 0.0)
+        def _() -> None:
+            slow = functools.partial(_write, kernel, False)
+            _for_each_part(tiles, corner, slow)
 
     specs, physical = _specs(tiles, call), _physical(tiles, call)
     results = pl.pallas_call(
@@ -103,6 +106,86 @@ def _step(program: Program, tiles: Tiling, call: Call, interpret: Any) -> Leaf:
     return call.results([x.transpose(back) for x in results])
 
 
+class _Kernel(NamedTuple):
+    """What a kernel is given, static and references."""
+
+    program: Program
+    tiles: Tiling
+    call: Call
+    numbers: Scalars
+    noise: Noise
+    inputs: list[Any]
+    outputs: list[Any]
+
+
+def _write(kernel: _Kernel, all_kept: bool, part: Part, bad: jax.Array) -> jax.Array:
+    """Step a part; 1 where a block was not finite, or what is `bad` already."""
+    program, call, blocks = kernel.program, kernel.call, kernel.program.storage.blocks
+    strides = tuple(blocks.strides[k] for k in kernel.tiles.order)
+    scales = _scales(part, call, kernel.inputs)
+    decoding = decoding_of(program, scales)
+    values, scale_refs = call.sorted(kernel.outputs)
+    made: list[list[jax.Array]] = [[] for _ in scale_refs]
+    for group in part.groups():
+        rows = [_advanced(kernel, slab, decoding) for slab in group.slabs]
+        magnitudes = zip(*(new.magnitudes for *_, new in rows), strict=True)
+        largest = [group.largest(list(x)) for x in magnitudes]
+        found = settle(program, largest, rows[0][-1].finite, kernel.numbers)
+        for k, (slab, row) in enumerate(zip(group.slabs, rows, strict=True)):
+            random, mine = slab.random(strides, kernel.noise), group.row(k, found)
+            out = write(program, *row, mine, kernel.numbers, random, all_kept=all_kept)
+            for ref, x in zip(values, jax.tree.leaves(out), strict=True):
+                slab.store(ref, x)
+        old = jax.tree.map(group.of_part, scales)
+        new = new_scales(found, old, old, None if all_kept else found.keep)
+        for pieces, x in zip(made, jax.tree.leaves(new), strict=True):
+            pieces.append(x)
+        if all_kept:
+            exist = group.exist(blocks)
+            bad = jnp.maximum(bad, _not_kept(found.keep, exist, bad.shape))
+    for ref, pieces in zip(scale_refs, made, strict=True):
+        part.store_scales(ref, pieces)
+    return bad
+
+
+def _advanced(
+    kernel: _Kernel, slab: Slab, decoding: list[Any]
+) -> tuple[Leaf, Leaf, Advanced]:
+    """A slab as stored, wide, and after the rule."""
+    leaf = _loaded(slab, kernel.call, kernel.inputs)
+    tile = wide(leaf, kernel.numbers)
+    of_slab = jax.tree.map(slab.scales, decoding)
+    valid = slab.valid(kernel.program.storage.blocks, everywhere=False)
+    return leaf, tile, advance(kernel.program, tile, kernel.numbers, valid, of_slab)
+
+
+def _scales(part: Part, call: Call, inputs: list[Any]) -> tuple[Any, ...]:
+    """Of all blocks of a part, for each slot."""
+    arrays = [
+        part.load_scales(ref) if scaled else None
+        for ref, scaled in zip(inputs, call.scaled, strict=True)
+    ]
+    return call.leaf(arrays).scales
+
+
+def _loaded(slab: Slab, call: Call, inputs: list[Any]) -> Leaf:
+    """The values of a slab."""
+    arrays = [
+        None if scaled else slab.load(ref)
+        for ref, scaled in zip(inputs, call.scaled, strict=True)
+    ]
+    return call.leaf(arrays)
+
+
+def _not_kept(
+    keep: jax.Array, exist: jax.Array | None, shape: tuple[int, ...]
+) -> jax.Array:
+    """1.0 where a block that exists does not take the step, in the last dimension."""
+    kept = keep if exist is None else keep | ~exist
+    bad = jnp.where(kept, 0.0, 1.0)
+    return jnp.max(bad, axis=tuple(range(bad.ndim - 1))).reshape(shape)
+
+
 def _sums(program: Program, tiles: Tiling, call: Call, interpret: Any) -> jax.Array:
     """Sums over each layer, float32 (sums, layers).
 
@@ -115,14 +198,13 @@ def _sums(program: Program, tiles: Tiling, call: Call, interpret: Any) -> jax.Ar
         numbers, _, inputs, (out,) = call.unpack(refs, _layer(tiles, blocks))
         out[...] = jnp.zeros(out.shape, out.dtype)
 
-        def part(at: _Part) -> None:
-            valid = at.valid(blocks, everywhere=True)
-            leaf = call.leaf(at.loaded(call, inputs))
-            for k, x in enumerate(tile_terms(program, leaf, numbers, valid)):
+        def add(part: Part, carry: jax.Array) -> jax.Array:
+            for k, x in enumerate(_terms(part, program, call, numbers, inputs)):
                 row = jnp.sum(x, axis=tuple(range(x.ndim - 1))).reshape(1, -1)
-                out[k : k + 1, at.lanes] += row
+                out[k : k + 1, part.lanes] += row
+            return carry
 
-        _for_each_part(tiles, part)
+        _for_each_part(tiles, _corner(tiles), add)
 
     lanes = tiles.dimensions[-1]
     none = (None,) * len(tiles.grid)
@@ -141,6 +223,24 @@ def _sums(program: Program, tiles: Tiling, call: Call, interpret: Any) -> jax.Ar
     rest = [k for k, axis in enumerate(tiles.order) if axis not in blocks.layers]
     totals = jnp.sum(partial, axis=(*rest, partial.ndim - 1))
     return totals.reshape(-1, count).T
+
+
+def _terms(
+    part: Part, program: Program, call: Call, numbers: Scalars, inputs: list[Any]
+) -> list[jax.Array]:
+    """What a part adds to each sum, its slabs added up."""
+    decoding = None
+    if program.reads_state:
+        decoding = decoding_of(program, _scales(part, call, inputs))
+    totals: list[jax.Array] = []
+    for slab in (slab for group in part.groups() for slab in group.slabs):
+        of_slab = jax.tree.map(slab.scales, decoding)
+        valid = slab.valid(program.storage.blocks, everywhere=True)
+        leaf = _loaded(slab, call, inputs)
+        terms = tile_terms(program, leaf, numbers, valid, of_slab)
+        pairs = zip(totals, terms, strict=True)
+        totals = [x + y for x, y in pairs] if totals else terms
+    return totals
 
 
 _SMEM = pl.BlockSpec(memory_space=pltpu.SMEM)
@@ -171,114 +271,39 @@ def _physical(tiles: Tiling, call: Call) -> list[jax.Array]:
 
 
 def _parallel(tiles: Tiling) -> pltpu.CompilerParams:
-    # Blocks along lanes are transposed, which takes the tile's memory again: 20 of the
-    # 16 MiB that v5e and v5p give a kernel by default (they have 64 and more).
-    on_lanes = tiles.axis == len(tiles.order) - 1
     return pltpu.CompilerParams(
         dimension_semantics=("parallel",) * len(tiles.grid),
-        vmem_limit_bytes=32 * 2**20 if on_lanes else None,
+        # Two tiles of everything, and what is spilled. v5e and v5p give a kernel 16 MiB
+        # by default; every generation has 64 and more.
+        vmem_limit_bytes=32 * 2**20,
     )
 
 
-def _for_each_part(tiles: Tiling, function: Callable[["_Part"], None]) -> None:
-    """In the kernel: work on the parts of the tile, one after another."""
+def _corner(tiles: Tiling) -> tuple[jax.Array, ...]:
+    """Index in the leaf of the tile, outside of branches: as the interpreter wants."""
+    return tuple(pl.program_id(k) * n for k, n in enumerate(tiles.tile))
+
+
+def _for_each_part(
+    tiles: Tiling,
+    corner: tuple[jax.Array, ...],
+    function: Callable[[Part, jax.Array], jax.Array],
+) -> jax.Array:
+    """In the kernel: work on the parts of the tile, one after another.
+
+    The function takes and returns what they carry on: one row of numbers, at first 0.
+    """
     parts = tiles.parts
 
-    def body(index: jax.Array, carry: None) -> None:
+    def body(index: jax.Array, carry: jax.Array) -> jax.Array:
         starts: list[Any] = []
         for n, length in zip(reversed(parts.grid), reversed(parts.tile), strict=True):
             k: Any = 0 if n == 1 else lax.rem(index, jnp.int32(n))
             starts.append(k if n == 1 else pl.multiple_of(k * length, length))
             index = lax.div(index, jnp.int32(n))
-        function(_Part(tiles, parts, tuple(reversed(starts))))
-        return carry
+        return function(Part(tiles, parts, corner, tuple(reversed(starts))), carry)
 
+    nothing = jnp.zeros((1, parts.dimensions[-1]), jnp.float32)
     if math.prod(parts.grid) == 1:
-        body(jnp.int32(0), None)
-    else:
-        lax.fori_loop(0, math.prod(parts.grid), body, None)
-
-
-class _Part(NamedTuple):
-    """In the kernel: a part of a tile, which starts at these indices in the tile."""
-
-    tiles: Tiling
-    part: Tiling
-    starts: tuple[Any, ...]
-
-    @property
-    def lanes(self) -> Any:
-        """Where the part's last dimension is in the tile's."""
-        if self.part.axis == len(self.starts) - 1:
-            return slice(None)
-        return pl.ds(self.starts[-1], self.part.tile[-1])
-
-    def _slices(self, scaled: bool) -> tuple[Any, ...]:
-        def along(k: int) -> Any:
-            start, length = self.starts[k], self.part.tile[k]
-            if scaled and k == self.part.axis:
-                length //= self.part.block
-                if not isinstance(start, int):
-                    start = pl.multiple_of(lax.div(start, self.part.block), length)
-            return pl.ds(start, length)
-
-        return tuple(along(k) for k in range(len(self.starts)))
-
-    def loaded(self, call: Call, refs: list[Any]) -> list[jax.Array]:
-        """The arrays, the blocked axis in front and split. In 32 bits: cheap there."""
-        arrays = []
-        for ref, scaled in zip(refs, call.scaled, strict=True):
-            x = widened(ref[self._slices(scaled)])
-            shape = self.part.dimensions
-            if scaled and self.part.axis is not None:
-                shape = (shape[0], 1, *shape[2:])
-            if self.part.axis == x.ndim - 1:
-                x = x.reshape(x.shape[-2:]).T
-            arrays.append(x.reshape(shape))
-        return arrays
-
-    def store(self, ref: Any, x: jax.Array, scaled: bool) -> None:
-        """A result as it is in memory again."""
-        shape = self.part.scale_tile if scaled else self.part.tile
-        if self.part.axis == len(shape) - 1:
-            x = x.reshape(shape[-1], shape[-2]).T
-        ref[self._slices(scaled)] = x.reshape(shape).astype(ref.dtype)
-
-    def _first(self, k: int) -> Any:
-        """Index in the leaf, along axis k of the memory order, of the first value."""
-        return pl.program_id(k) * self.tiles.tile[k] + self.starts[k]
-
-    def positions(self, strides: tuple[int, ...], start: jax.Array) -> jax.Array:
-        """Global position of each value, the leaf's first being `start`."""
-        for k, stride in enumerate(strides):
-            start = start + self._first(k) * wrap(stride)
-        shape, axis = self.part.dimensions, self.part.axis
-        if axis is None:
-            return positions(shape, strides, start)
-        step, last = strides[axis], len(strides) - 1
-        rest = [strides[k] for k in (last - 1, last) if k != axis]
-        return positions(shape, (self.part.block * step, step, *rest), start)
-
-    def valid(self, blocks: Blocks, everywhere: bool) -> jax.Array | None:
-        """Which values exist: in the last block, or `everywhere`; None if all do."""
-        valid = None
-        for k, axis in enumerate(self.part.order):
-            unit = self.part.block if k == self.part.axis else 1
-            unit = self.tiles.tile[k] if everywhere else unit
-            if blocks.shape[axis] % unit == 0:
-                continue
-            exists = self._first(k) + self._index(k) < blocks.shape[axis]
-            valid = exists if valid is None else valid & exists
-        return valid
-
-    def _index(self, k: int) -> jax.Array:
-        """Index of each value in the part along axis k of the memory order."""
-        shape, axis = self.part.dimensions, self.part.axis
-        if axis is None:
-            return lax.broadcasted_iota(jnp.int32, shape, k)
-        if k == axis:
-            block = lax.broadcasted_iota(jnp.int32, shape, 0) * self.part.block
-            return block + lax.broadcasted_iota(jnp.int32, shape, 1)
-        last = len(self.part.order) - 1
-        rest = [n for n in (last - 1, last) if n != axis]
-        return lax.broadcasted_iota(jnp.int32, shape, 2 + rest.index(k))
+        return body(jnp.int32(0), nothing)
+    return lax.fori_loop(0, math.prod(parts.grid), body, nothing)

@@ -1,47 +1,36 @@
 """NVIDIA GPUs: Pallas kernels, one per leaf and pass, lowered by Triton, in place.
 
-An array is row-major here, so a leaf of any rank is (outer, blocked axis, inner) for
-free, and tiles are addressed by their offsets in it. Pallas' Triton backend is
-deprecated from JAX 0.11 on; this is the only file that knows it.
+Each thread takes whole blocks (see `_rows`), so that none waits for another one.
+Pallas' Triton backend is deprecated from JAX 0.11 on; this is the only file that knows
+it.
 """
 
+import functools
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from ..formats import widened
-from ..layout import Blocks, wrap
+from ..arithmetic import EXACT, QUICK, Arithmetic, using
 from ..norms import tile_terms
-from ..program import Leaf, Noise, Program, Scalars
-from ..step import tile_step
+from ..program import Leaf, Noise, Program, Scalars, wide
+from ..step import (
+    Advanced,
+    advance,
+    decoding_of,
+    moved,
+    new_codes,
+    new_scales,
+    settle,
+)
 from ._call import Call
+from ._rows import At, Hashes, Tile, Tiling, blocked, flat
 
-# 8 values a thread: 116 registers on sm_90, so that two programs share a
-# multiprocessor and one loads while the other computes (16 values: 197 registers).
-_TILE_VALUES = 2048
-_TILE_INNER = 64
-_WARPS = 8
-
-
-class _Tiles(NamedTuple):
-    """A leaf as (outer, length, inner), in tiles of (blocks, block, columns)."""
-
-    outer: int
-    length: int
-    inner: int
-    block: int
-    blocks: int
-    columns: int
-
-    @property
-    def grid(self) -> tuple[int, int, int]:
-        count = -(-self.length // self.block)
-        return self.outer, -(-count // self.blocks), -(-self.inner // self.columns)
+_STEP_VALUES, _SUM_VALUES = 1024, 4096  # of a program, where there are no blocks
 
 
 def refuses(program: Program) -> str | None:
@@ -67,42 +56,33 @@ def run(
     interpret: Any = False,
 ) -> Any:
     """One pass over one leaf. The arguments are those of `backends.tpu.run`."""
-    tiles = _tiles(program.storage.blocks, program.storage.quantized)
+    blocks, quantized = program.storage.blocks, program.storage.quantized
     call = Call(program, leaf, scalars, noise)
-    if program.sums:
-        return _sums(program, tiles, call, interpret)
-    return _step(program, tiles, call, interpret)
+    quick = QUICK if interpret else _FLUSHING
+    with using(quick if quantized else EXACT):
+        if program.sums:
+            in_blocks = quantized and program.reads_state
+            tiling = blocked(blocks) if in_blocks else flat(blocks, _SUM_VALUES)
+            return _sums(program, tiling, call, interpret)
+        tiling = blocked(blocks) if quantized else flat(blocks, _STEP_VALUES)
+        return _step(program, tiling, call, interpret)
 
 
-def _step(program: Program, tiles: _Tiles, call: Call, interpret: Any) -> Leaf:
-    blocks = program.storage.blocks
-
+def _step(program: Program, tiling: Tiling, call: Call, interpret: Any) -> Leaf:
     def kernel(*refs: Any) -> None:
-        layer = _layer(tiles, blocks)
+        tile = Tile(tiling)
+        layer = tile.layer(program.storage.blocks)
         numbers, noise, inputs, outputs = call.unpack(refs, layer)
-        places = _places(tiles, call)
-        at, valid = _offsets(tiles, within=True)
-        out = tile_step(
-            program,
-            call.leaf([_load(r, *p) for r, p in zip(inputs, places, strict=True)]),
-            numbers,
-            largest=lambda x: jnp.max(x, axis=1, keepdims=True),
-            noise=noise,
-            position=lambda: _position(tiles, blocks, at, noise.origin),
-            valid=valid if tiles.length % tiles.block else None,
-        )
-        results = zip(outputs, jax.tree.leaves(out), call.written, strict=True)
-        for ref, x, i in results:
-            index, mask = places[i]
-            plgpu.store(ref.at[index], x.astype(ref.dtype), mask=mask)
+        source, target = call.leaf(inputs), call.results(outputs)
+        _step_tile(program, tile, source, target, numbers, noise)
 
     stored = [call.arrays[i] for i in call.written]
     results = pl.pallas_call(
         kernel,
-        grid=(math.prod(tiles.grid),),
+        grid=(tiling.programs,),
         out_shape=[jax.ShapeDtypeStruct((x.size,), x.dtype) for x in stored],
         input_output_aliases=call.aliases,
-        compiler_params=_PARAMS,
+        compiler_params=_params(tiling),
         interpret=interpret,
         name=program.name,
     )(*call.operands, *(x.reshape(-1) for x in call.arrays))
@@ -110,29 +90,80 @@ def _step(program: Program, tiles: _Tiles, call: Call, interpret: Any) -> Leaf:
     return call.results([x.reshape(like.shape) for x, like in shaped])
 
 
-def _sums(program: Program, tiles: _Tiles, call: Call, interpret: Any) -> jax.Array:
+def _step_tile(
+    program: Program,
+    tile: Tile,
+    source: Leaf,
+    target: Leaf,
+    numbers: Scalars,
+    noise: Noise,
+) -> None:
+    """Step the blocks of a tile, from references to references."""
+    scales, decoding = _scales(program, tile, source)
+    rows: list[Leaf] = []
+    results: list[tuple[Any, Any]] = []
+    new: list[Advanced] = []
+    for k in range(tile.tiling.slabs):
+        at = tile.slab(k)
+        row = _load(_values(source), at)
+        broad = wide(row, numbers)
+        rows.append(row)
+        new.append(advance(program, broad, numbers, at.exist, decoding))
+        # Before it is known whether the block is kept: what p is made of would take two
+        # registers for each row, and it takes one.
+        results.append(moved(program, row, broad, new[k], numbers, None))
+    settled = settle(
+        program,
+        _largest(tile.tiling, [x.magnitudes for x in new]),
+        new[-1].finite,
+        numbers,
+    )
+    # What is not kept is not stored. With one comparison alone for a condition, ptxas
+    # makes a branch around each store; with two, the stores are predicated.
+    keep = settled.keep & tile.exists
+    found = new_scales(settled, scales, scales, None)
+    _store(target.scales, found, tile.scales, keep)
+    for k, (g, p) in enumerate(results):
+        if program.in_place:
+            _store(target.p, p, tile.slab(k), keep)
+        else:
+            update = jnp.where(settled.keep, g, -0.0)
+            _store(target.g, update, tile.slab(k), tile.exists)
+    hashes = Hashes(tile, program.storage.blocks, noise)
+    for k, row in enumerate(rows):
+        random, broad = hashes.of_slab(k), wide(row, numbers)
+        codes = new_codes(program, row, broad, new[k], settled, random, None)
+        _store(target.codes, codes, tile.slab(k), keep)
+
+
+def _sums(program: Program, tiling: Tiling, call: Call, interpret: Any) -> jax.Array:
     """Sums over each layer, float32 of shape (sums, layers).
 
     Each program writes one number for each sum, without atomics, so that they are
     added up in one order; that is done outside.
     """
     blocks, count = program.storage.blocks, len(program.sums)
-    programs = math.prod(tiles.grid)
 
     def kernel(*refs: Any) -> None:
-        numbers, _, inputs, (out,) = call.unpack(refs, _layer(tiles, blocks))
-        places = _places(tiles, call)
-        loaded = [_load(r, *p) for r, p in zip(inputs, places, strict=True)]
-        _, valid = _offsets(tiles, within=True)
-        terms = tile_terms(program, call.leaf(loaded), numbers, valid)
-        for k, x in enumerate(terms):
-            plgpu.store(out.at[k * programs + pl.program_id(0)], jnp.sum(x))
+        tile = Tile(tiling)
+        numbers, _, inputs, (out,) = call.unpack(refs, tile.layer(blocks))
+        source = call.leaf(inputs)
+        decoding = _scales(program, tile, source)[1] if source.codes else None
+        totals = [jnp.float32(0.0)] * count
+        for k in range(tiling.slabs):
+            at = tile.slab(k)
+            row = _load(_values(source), at)
+            terms = tile_terms(program, row, numbers, at.exist, decoding)
+            totals = [x + y for x, y in zip(totals, terms, strict=True)]
+        for k, x in enumerate(totals):
+            x = jnp.sum(x, axis=0)  # of each thread, before threads exchange sums
+            plgpu.store(out.at[k * tiling.programs + pl.program_id(0)], jnp.sum(x))
 
     partial = pl.pallas_call(
         kernel,
-        grid=(programs,),
-        out_shape=jax.ShapeDtypeStruct((count * programs,), jnp.float32),
-        compiler_params=_PARAMS,
+        grid=(tiling.programs,),
+        out_shape=jax.ShapeDtypeStruct((count * tiling.programs,), jnp.float32),
+        compiler_params=_params(tiling),
         interpret=interpret,
         name=program.name,
     )(*call.operands, *(x.reshape(-1) for x in call.arrays))
@@ -142,87 +173,73 @@ def _sums(program: Program, tiles: _Tiles, call: Call, interpret: Any) -> jax.Ar
     return totals.reshape(count, -1)
 
 
-_PARAMS = plgpu.CompilerParams(num_warps=_WARPS, num_stages=1)
+def _params(tiling: Tiling) -> Any:
+    return plgpu.CompilerParams(num_warps=tiling.warps, num_stages=1)
 
 
-def _tiles(blocks: Blocks, quantized: bool) -> _Tiles:
-    size = math.prod(blocks.shape)
-    if not quantized or blocks.axis is None:
-        return _Tiles(1, 1, size, 1, 1, 1024)
-    length = blocks.shape[blocks.axis]
-    inner = math.prod(blocks.shape[blocks.axis + 1 :])
-    columns = min(_TILE_INNER, pl.next_power_of_2(inner))
-    fitting = max(_TILE_VALUES // (columns * blocks.size), 1)
-    rows = min(fitting, pl.next_power_of_2(blocks.count))
-    return _Tiles(size // (length * inner), length, inner, blocks.size, rows, columns)
-
-
-def _layer(tiles: _Tiles, blocks: Blocks) -> Any:
-    """Index of the layer that this tile is a part of."""
-    _, down, across = tiles.grid
-    outer, index, inside = pl.program_id(0) // (down * across), 0, tiles.outer
-    for k, n in enumerate(blocks.shape[: blocks.axis]):
-        inside //= n
-        if k in blocks.layers:
-            index = index * n + (outer // inside) % n
-    return index
-
-
-def _places(tiles: _Tiles, call: Call) -> list[tuple[jax.Array, jax.Array | None]]:
-    """For each array, where this tile's values are in it, and which of them exist."""
-    values, scales = (_offsets(tiles, within=yes) for yes in (True, False))
-    return [scales if scaled else values for scaled in call.scaled]
-
-
-def _offsets(tiles: _Tiles, within: bool) -> tuple[jax.Array, jax.Array | None]:
-    """Offsets of this tile's values (`within`) or scales, and which of them exist."""
-    _, down, across = tiles.grid
-    program = pl.program_id(0)
-    outer = program // (down * across)
-    rest = program - outer * (down * across)
-    row, column = rest // across, rest % across
-
-    block = tiles.block if within else 1
-    shape = (tiles.blocks, block, tiles.columns)
-    length = tiles.length if within else -(-tiles.length // tiles.block)
-    i = row * (tiles.blocks * block) + (
-        lax.broadcasted_iota(jnp.int32, shape, 0) * block
-        + lax.broadcasted_iota(jnp.int32, shape, 1)
+def _scales(
+    program: Program, tile: Tile, source: Leaf
+) -> tuple[tuple[Any, ...], list[Any]]:
+    """The scales of a tile, and what is made of them for its rows."""
+    scales = _load(source.scales, tile.scales)
+    return scales, decoding_of(
+        program, [None if x is None else x.astype(jnp.float32) for x in scales]
     )
-    j = column * tiles.columns + lax.broadcasted_iota(jnp.int32, shape, 2)
-    offsets = outer * (length * tiles.inner) + i * tiles.inner + j
-    exists = None
-    if length % (tiles.blocks * block):
-        exists = i < length
-    if tiles.inner % tiles.columns:
-        inside = j < tiles.inner
-        exists = inside if exists is None else exists & inside
-    return offsets, exists
 
 
-def _position(
-    tiles: _Tiles, blocks: Blocks, at: jax.Array, start: jax.Array
-) -> jax.Array:
-    """Position in the whole leaf of the values at these offsets in this shard of it."""
-    position, rest, inside = start, at, math.prod(blocks.shape)
-    for length, stride in _merged(blocks):
-        inside //= length
-        index = rest if inside == 1 else lax.div(rest, jnp.full_like(rest, inside))
-        position = position + index * wrap(stride)
-        rest = rest - index * inside
-    return position
+def _values(leaf: Leaf) -> Leaf:
+    """Without what is one number for each block."""
+    return leaf._replace(scales=(None,) * len(leaf.scales))
 
 
-def _merged(blocks: Blocks) -> list[tuple[int, int]]:
-    """Length and stride of each axis, where axes that need no division are one."""
-    merged: list[tuple[int, int]] = []
-    for length, stride in zip(blocks.shape, blocks.strides, strict=True):
-        if merged and merged[-1][1] == length * stride:
-            length *= merged.pop()[0]
-        merged.append((length, stride))
-    return merged
+def _largest(
+    tiling: Tiling, magnitudes: Sequence[tuple[jax.Array, ...]]
+) -> list[jax.Array]:
+    """The largest of each block, from those of each value of each row."""
+    slots = zip(*magnitudes, strict=True)
+    found = [functools.reduce(jnp.maximum, rows) for rows in slots]
+    for axis in (0, tiling.within):
+        if tiling.shape[axis] > 1:
+            found = [jnp.max(x, axis=axis, keepdims=True) for x in found]
+    return found
 
 
-def _load(ref: Any, index: jax.Array, mask: jax.Array | None) -> jax.Array:
-    other = None if mask is None else jnp.zeros((), ref.dtype)
-    return widened(plgpu.load(ref.at[index], mask=mask, other=other))
+def _load(refs: Any, at: At) -> Any:
+    """A tree of arrays from one of references."""
+
+    def load(ref: Any) -> jax.Array:
+        other = None if at.exist is None else jnp.zeros((), ref.dtype)
+        return plgpu.load(ref.at[at.offsets], mask=at.exist, other=other)
+
+    return jax.tree.map(load, refs)
+
+
+def _store(refs: Any, arrays: Any, at: At, keep: jax.Array) -> None:
+    def store(ref: Any, x: jax.Array) -> None:
+        mask = jnp.broadcast_to(keep, x.shape)
+        mask = mask if at.exist is None else mask & at.exist
+        plgpu.store(ref.at[at.offsets], x.astype(ref.dtype), mask=mask)
+
+    jax.tree.map(store, refs, arrays)
+
+
+def _flushing(instruction: str) -> Callable[[jax.Array], jax.Array]:
+    """An approximation by the hardware alone, which takes denormal numbers for zeros.
+
+    Otherwise the compiler scales them up and down again: a comparison, two products.
+    """
+
+    def approximate(x: jax.Array) -> jax.Array:
+        (y,) = plgpu.elementwise_inline_asm(
+            f"{instruction}.approx.ftz.f32 $0, $1;",
+            args=[x],
+            constraints="=f,f",
+            pack=1,
+            result_shape_dtypes=[jax.ShapeDtypeStruct(x.shape, jnp.float32)],
+        )
+        return y
+
+    return approximate
+
+
+_FLUSHING = Arithmetic(_flushing("rsqrt"), _flushing("rcp"))

@@ -3,16 +3,21 @@
 The only backend that takes every leaf, and that XLA can partition by itself.
 """
 
+import functools
 from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
+from .. import rounding
+from ..arithmetic import EXACT, QUICK, using
 from ..layout import Blocks, merge, positions, split
 from ..norms import tile_terms
 from ..program import Leaf, Noise, Program, Scalars
-from ..step import tile_step
+from ..step import Random, tile_step
+from ._by_rows import by_rows, stepped, terms_by_rows
 
 
 def run(program: Program, leaf: Leaf, scalars: Scalars, noise: Noise) -> Any:
@@ -22,9 +27,10 @@ def run(program: Program, leaf: Leaf, scalars: Scalars, noise: Noise) -> Any:
         found = run(program, leaf, scalars, noise)
         return found if program.sums else jax.tree.map(_complex, found)
     scalars = _computed_in(leaf, scalars)
-    if program.sums:
-        return _sums(program, leaf, scalars)
-    return _step(program, leaf, scalars, noise)
+    with using(QUICK if program.storage.quantized else EXACT):
+        if program.sums:
+            return _sums(program, leaf, scalars)
+        return _step(program, leaf, scalars, noise)
 
 
 def _step(program: Program, leaf: Leaf, scalars: Scalars, noise: Noise) -> Leaf:
@@ -38,25 +44,42 @@ def _step(program: Program, leaf: Leaf, scalars: Scalars, noise: Noise) -> Leaf:
             leaf,
             scalars,
             largest=lambda x: x,
-            noise=noise,
-            position=lambda: positions(blocks.shape, blocks.strides, noise.origin),
+            random=_random(noise, blocks.shape, blocks.strides),
         )
-    within = blocks.within
-    strides = list(blocks.strides)
-    strides.insert(within - 1, blocks.size * strides[within - 1])
     if scalars.ratio is not None:
         stacked = blocks.axis in blocks.layers
-        ratio = scalars.ratio
-        wide = split(ratio, blocks) if stacked else jnp.expand_dims(ratio, within)
-        scalars = scalars._replace(ratio=wide)
-    parts = _split(program, leaf)
+        ratio, within = scalars.ratio, blocks.within
+        broad = split(ratio, blocks) if stacked else jnp.expand_dims(ratio, within)
+        scalars = scalars._replace(ratio=broad)
+    at_once = functools.partial(_at_once, program)
+    if not by_rows(program):
+        return at_once(leaf, scalars, noise)
+    rows = functools.partial(stepped, program, _random_of_blocks)
+    return lax.platform_dependent(
+        leaf,
+        scalars,
+        noise,
+        cpu=functools.partial(rows, in_turn=True),
+        cuda=functools.partial(rows, in_turn=False) if _strided(blocks) else at_once,
+        default=at_once,
+    )
+
+
+def _strided(blocks: Blocks) -> bool:
+    """Whether a block's values are apart: a GPU reduces contiguous ones well."""
+    return blocks.axis != len(blocks.shape) - 1
+
+
+def _at_once(program: Program, leaf: Leaf, scalars: Scalars, noise: Noise) -> Leaf:
+    """A step of a quantized leaf, whose loops XLA chooses."""
+    storage, blocks = program.storage, program.storage.blocks
+    within = blocks.within
     out = tile_step(
         program,
-        parts,
+        _split(program, leaf),
         scalars,
         largest=lambda x: jnp.max(x, axis=within, keepdims=True),
-        noise=noise,
-        position=lambda: positions(parts.g.shape, tuple(strides), noise.origin),
+        random=_random_of_blocks(noise, blocks),
     )
     g, p = jax.tree.map(lambda x: merge(x, blocks), (out.g, out.p))
     codes = tuple(storage.merge_codes(k, c) for k, c in enumerate(out.codes))
@@ -64,16 +87,72 @@ def _step(program: Program, leaf: Leaf, scalars: Scalars, noise: Noise) -> Leaf:
     return Leaf(g, p, codes, scales)
 
 
+def _random_of_blocks(noise: Noise, blocks: Blocks) -> Random:
+    """Noise for the values of a leaf that is split."""
+    within = blocks.within
+    shape, strides = list(blocks.scale_shape), list(blocks.strides)
+    shape.insert(within, blocks.size)
+    strides.insert(within - 1, blocks.size * strides[within - 1])
+    return _random(noise, tuple(shape), tuple(strides), within)
+
+
+def _random(
+    noise: Noise,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    within: int | None = None,
+) -> Random:
+    """Noise for values of this shape, those of a block on one axis."""
+
+    def random(slot: int) -> jax.Array:
+        key = rounding.leaf_key(noise.step, noise.leaf)
+        if within is None:
+            bits = rounding.hashed(key, positions(shape, strides, noise.origin))
+            return rounding.window(bits, slot)
+        block = shape[within]
+        period = rounding.period(block)
+        at = positions(shape, strides, noise.origin, (within, period))
+        bits = rounding.hashed(key, at)
+        if period == block:
+            return rounding.window(bits, slot)
+        along = (block, *(1,) * (len(shape) - within - 1))
+        row = lax.broadcasted_iota(jnp.int32, along, 0)
+        return rounding.window(bits, lax.div(row, jnp.int32(period)) + slot)
+
+    return random
+
+
 def _sums(program: Program, leaf: Leaf, scalars: Scalars) -> jax.Array:
     """Sums over each layer of one leaf, float32 of shape (sums, layers)."""
     blocks = program.storage.blocks
-    in_blocks = program.storage.quantized and program.reads_state
-    terms = tile_terms(program, _split(program, leaf) if in_blocks else leaf, scalars)
-    if in_blocks:
-        terms = [merge(x, blocks) for x in terms]
-    rest = tuple(k for k in range(len(blocks.shape)) if k not in blocks.layers)
-    totals = [jnp.sum(x, axis=rest).reshape(-1) for x in terms]
-    return jnp.stack(totals).astype(jnp.float32)
+
+    def at_once(leaf: Leaf, scalars: Scalars) -> list[jax.Array]:
+        if not (program.storage.quantized and program.reads_state):
+            return tile_terms(program, leaf, scalars)
+        terms = tile_terms(program, _split(program, leaf), scalars)
+        return [merge(x, blocks) for x in terms]
+
+    def summed(terms: list[jax.Array]) -> jax.Array:
+        rest = tuple(k for k in range(len(blocks.shape)) if k not in blocks.layers)
+        totals = [jnp.sum(x, axis=rest).reshape(-1) for x in terms]
+        return jnp.stack(totals).astype(jnp.float32)
+
+    if not by_rows(program):
+        return summed(at_once(leaf, scalars))
+
+    def whole(leaf: Leaf, scalars: Scalars) -> jax.Array:
+        return summed(at_once(leaf, scalars))
+
+    def rows(leaf: Leaf, scalars: Scalars) -> jax.Array:
+        return summed(terms_by_rows(program, leaf, scalars))
+
+    return lax.platform_dependent(
+        leaf,
+        scalars,
+        cpu=rows,
+        cuda=rows if _strided(blocks) else whole,
+        default=whole,
+    )
 
 
 def _split(program: Program, leaf: Leaf) -> Leaf:

@@ -8,18 +8,18 @@ from collections.abc import Callable
 
 from .base import Format as Format
 from .base import widened as widened
+from .bits8 import Bits8 as Bits8
 from .dense import BFloat16 as BFloat16
 from .dense import Float32 as Float32
 from .dynamic8 import Dynamic8 as Dynamic8
-from .log8 import Log8 as Log8
-from .root8 import Root8 as Root8
+from .linear8 import Linear8 as Linear8
 
-# name -> (is the slot signed?) -> format
-FORMATS: dict[str, Callable[[bool], Format]] = {
-    "32bit": lambda signed: Float32(),
-    "bf16": lambda signed: BFloat16(unbiased=not signed),
-    "8bit": lambda signed: Log8() if signed else Root8(),
-    "dynamic8": lambda signed: Dynamic8(signed),
+# name -> (is the slot signed? may it be relative to another?) -> format
+FORMATS: dict[str, Callable[..., Format]] = {
+    "32bit": lambda signed, relative=False: Float32(),
+    "bf16": lambda signed, relative=False: BFloat16(unbiased=not signed),
+    "8bit": lambda signed, relative=False: Linear8(relative) if signed else Bits8(),
+    "dynamic8": lambda signed, relative=False: Dynamic8(signed),
 }
 
 
@@ -29,5 +29,6 @@ def numbered(number: int) -> Format:
     Raises:
       KeyError: if there is none.
     """
-    made = (make(signed) for make in FORMATS.values() for signed in (True, False))
+    kinds = ((True, False), (True, True), (False, False))
+    made = (make(*kind) for make in FORMATS.values() for kind in kinds)
     return {form.number: form for form in made}[number]

@@ -1,7 +1,7 @@
 """What a storage format is."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +9,12 @@ import jax.typing
 import numpy as np
 from jax import lax
 
-_LARGEST = 2.0**126  # beyond it, the reciprocal of a scale is not a normal number
-_SMALLEST = np.finfo(np.float32).tiny
+from ..arithmetic import SMALLEST
+from ..rounding import NEAREST
+
+Numbers: TypeAlias = tuple[jax.Array, ...]
+
+LARGEST = 2.0**126  # beyond it, the reciprocal of a scale is not a normal number
 
 
 class Format(ABC):
@@ -26,6 +30,8 @@ class Format(ABC):
       number: the same in states and checkpoints. Never renumber.
       dtype: of what is stored.
       quantized: whether blocks share a bf16 scale.
+      relative: whether what is stored is the moment over the root of another one; see
+        `Slot.relative_to`.
       unbiased: whether `encode` uses `noise`.
       packed: codes in one stored value: 2 for codes of 4 bits in int8, the first in
         the low bits. Consecutive along the blocked axis.
@@ -35,6 +41,7 @@ class Format(ABC):
     number: int
     dtype: ClassVar[jax.typing.DTypeLike] = jnp.int8
     quantized: ClassVar[bool] = True
+    relative: bool = False
     unbiased: bool = False
     packed: ClassVar[int] = 1
 
@@ -44,35 +51,70 @@ class Format(ABC):
         Infinite where x cannot be stored: a plain maximum ignores NaN on some backends.
         """
         size = jnp.abs(x)
-        return jnp.where(size <= _LARGEST, size, jnp.inf)
+        return jnp.where(size <= LARGEST, size, jnp.inf)
 
     def scale(self, largest: jax.Array) -> jax.Array:
         """The scale of a block, from the largest magnitude in it.
 
-        Float32 that bf16 holds; infinite where that is, so that the caller can see it;
-        0 for a block of zeros.
+        Float32 that bf16 holds, not smaller; infinite where that is, so that the caller
+        can see it. Codes of zeros decode to zeros by it.
         """
-        return as_bf16(largest)
+        return jnp.where(largest < SMALLEST, 0.0, rounded_up(largest))
 
-    @abstractmethod
     def encode(
-        self, x: jax.Array, scale: jax.Array, noise: jax.Array | float = 0.5
+        self, x: jax.Array, scale: jax.Array, noise: jax.Array | int = NEAREST
     ) -> jax.Array:
-        """Float32 to codes, int32 or float32, within `dtype`'s range; elementwise.
+        """Float32 to codes, int32 or float32; elementwise.
+
+        Of int32 only the low bits count, those that a cast to `dtype` keeps.
 
         Args:
           x: any shape.
           scale: broadcasts to it; not used where the format is not quantized.
-          noise: in [0, 1), the shape of x, for unbiased rounding; 0.5 rounds to the
-            nearest.
+          noise: int32 in [0, 2**14), the shape of x, for unbiased rounding; 2**13
+            rounds to the nearest.
         """
+        return self.encoded(x, self.encoding(scale), noise)
 
-    @abstractmethod
     def decode(self, codes: jax.Array, scale: jax.Array) -> jax.Array:
         """Codes (int32 or float32) and scales to float32; elementwise.
 
         Zeros decode to zeros.
         """
+        return self.decoded(codes, self.decoding(scale))
+
+    def encoding(self, scale: jax.Array) -> Numbers:
+        """What `encoded` takes of a block: computed once, not for each value."""
+        return (scale,)
+
+    def decoding(self, scale: jax.Array) -> Numbers:
+        """What `decoded` takes of a block."""
+        return (scale,)
+
+    def lowest(self, block: Numbers) -> jax.Array | None:
+        """The least that a block stores, from `decoding`; None: zero, or what comes."""
+        del block
+        return None
+
+    @abstractmethod
+    def encoded(
+        self, x: jax.Array, block: Numbers, noise: jax.Array | int
+    ) -> jax.Array:
+        """Codes, from the numbers of each block, which broadcast."""
+
+    @abstractmethod
+    def decoded(self, codes: jax.Array, block: Numbers) -> jax.Array:
+        """The inverse."""
+
+
+def bits_of(x: jax.Array) -> jax.Array:
+    """Of float32, as int32."""
+    return lax.bitcast_convert_type(x, jnp.int32)
+
+
+def float_of(bits: jax.Array) -> jax.Array:
+    """The float32 that has these bits."""
+    return lax.bitcast_convert_type(bits, jnp.float32)
 
 
 def widened(x: jax.Array, dtype: jax.typing.DTypeLike = jnp.float32) -> jax.Array:
@@ -80,19 +122,21 @@ def widened(x: jax.Array, dtype: jax.typing.DTypeLike = jnp.float32) -> jax.Arra
     return x.astype(jnp.int32 if jnp.issubdtype(x.dtype, jnp.integer) else dtype)
 
 
-def as_bf16(largest: jax.Array, nearest: bool = False) -> jax.Array:
-    """A block's largest value as bf16, rounded up: no value exceeds its scale.
-
-    Or to the `nearest`, for formats that round to nearest codes: their code of a
-    largest value is 1, and a scale that is always too large would lengthen it by 0.4 %
-    in every step. Zero below the smallest normal number: some devices flush those.
-    """
-    bits = lax.bitcast_convert_type(largest, jnp.int32)
-    bits = (bits + np.int32(0x8000 if nearest else 0xFFFF)) & np.int32(-0x10000)
-    rounded = lax.bitcast_convert_type(bits, jnp.float32)
-    return jnp.where(largest < _SMALLEST, 0.0, rounded)
+def rounded_up(largest: jax.Array) -> jax.Array:
+    """A positive number as bf16, not smaller: no value exceeds its scale."""
+    return float_of((bits_of(largest) + np.int32(0xFFFF)) & np.int32(-0x10000))
 
 
 def reciprocal(scale: jax.Array) -> jax.Array:
     """1 / scale, and 0 where the whole block is zero."""
-    return jnp.where(scale > 0.0, 1.0 / jnp.maximum(scale, _SMALLEST), 0.0)
+    return jnp.where(scale > 0.0, 1.0 / jnp.maximum(scale, SMALLEST), 0.0)
+
+
+# Added to a float32 of less than 2**22, it leaves the nearest integer in the low bits:
+# one addition, where some devices take five operations for a cast.
+_MAGIC = np.float32(1.5 * 2**23)
+
+
+def fixed_point(x: jax.Array, start: int = 0) -> jax.Array:
+    """The nearest integer to x + start, int32, of which only the low 22 bits count."""
+    return bits_of(x + (_MAGIC + np.float32(start)))

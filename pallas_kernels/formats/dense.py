@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
-from .base import Format
+from ..rounding import NOISE_BITS
+from .base import Format, Numbers, bits_of, float_of
 
 
 @dataclass(frozen=True)
@@ -19,14 +19,14 @@ class Float32(Format):
     dtype = jnp.float32
     quantized = False
 
-    def encode(
-        self, x: jax.Array, scale: jax.Array, noise: jax.Array | float = 0.5
+    def encoded(
+        self, x: jax.Array, block: Numbers, noise: jax.Array | int
     ) -> jax.Array:
-        del scale, noise
+        del block, noise
         return x
 
-    def decode(self, codes: jax.Array, scale: jax.Array) -> jax.Array:
-        del scale
+    def decoded(self, codes: jax.Array, block: Numbers) -> jax.Array:
+        del block
         return codes
 
 
@@ -48,20 +48,19 @@ class BFloat16(Format):
     def number(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         return 7 if self.unbiased else 2
 
-    def encode(
-        self, x: jax.Array, scale: jax.Array, noise: jax.Array | float = 0.5
+    def encoded(
+        self, x: jax.Array, block: Numbers, noise: jax.Array | int
     ) -> jax.Array:
-        del scale
+        del block
         if not self.unbiased:
             return x.astype(jnp.bfloat16).astype(jnp.float32)
         largest = float(jnp.finfo(jnp.bfloat16).max)
-        bits = lax.bitcast_convert_type(jnp.minimum(x, largest), jnp.int32)
-        dither = jnp.asarray(noise * 65536.0).astype(jnp.int32)
-        kept = (bits + dither) & np.int32(-0x10000)
-        rounded = lax.bitcast_convert_type(kept, jnp.float32)
+        dither = noise << (16 - NOISE_BITS)
+        bits = bits_of(jnp.minimum(x, largest)) + dither
+        rounded = float_of(bits & np.int32(-0x10000))
         # A non-zero value never becomes zero (only denormal numbers could).
         return jnp.where(rounded == 0.0, x, rounded)
 
-    def decode(self, codes: jax.Array, scale: jax.Array) -> jax.Array:
-        del scale
+    def decoded(self, codes: jax.Array, block: Numbers) -> jax.Array:
+        del block
         return codes

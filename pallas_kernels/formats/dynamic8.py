@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from .base import Format, reciprocal
+from .base import Format, Numbers, reciprocal
 
 _DECADES = 7
 
@@ -44,11 +44,14 @@ class Dynamic8(Format):
     def _cells(self) -> list[int]:
         return [2 ** (e if self.signed else e + 1) for e in range(_DECADES)]
 
-    def encode(
-        self, x: jax.Array, scale: jax.Array, noise: jax.Array | float = 0.5
+    def encoding(self, scale: jax.Array) -> Numbers:
+        return (reciprocal(scale),)
+
+    def encoded(
+        self, x: jax.Array, block: Numbers, noise: jax.Array | int
     ) -> jax.Array:
         del noise
-        y = x * reciprocal(scale)
+        y = x * block[0]
         a = jnp.abs(y)
         index = jnp.zeros(x.shape, jnp.float32)
         for e, n in enumerate(self._cells):
@@ -73,7 +76,7 @@ class Dynamic8(Format):
         """Code of the lowest cell of the decade that has n cells."""
         return n if self.signed else n - 1
 
-    def decode(self, codes: jax.Array, scale: jax.Array) -> jax.Array:
+    def decoded(self, codes: jax.Array, block: Numbers) -> jax.Array:
         if self.signed:
             top, sign = codes == -128, jnp.where(codes < 0, -1.0, 1.0)
             index = jnp.abs(codes)
@@ -87,4 +90,4 @@ class Dynamic8(Format):
             lowest, slope = 0.1 * 10.0 ** (e - 6), 0.9 * 10.0 ** (e - 6) / n
             value = jnp.maximum(value, (centre - n) * slope + lowest)
         value = jnp.where(index == 0, 0.0, jnp.where(top, 1.0, sign * value))
-        return value * scale
+        return value * block[0]
