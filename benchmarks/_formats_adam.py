@@ -20,7 +20,6 @@ from octavo.pallas_kernels import (
     StoredSlot,
     rounding,
 )
-from octavo.pallas_kernels.arithmetic import QUICK, using
 from octavo.pallas_kernels.step import tile_step
 
 BLOCK = 32  # a block is a column
@@ -243,8 +242,7 @@ def run(
 
     of = Squares if meter is squares else Visits
     zeros = of(*[jnp.zeros(shape)] * len(of._fields))
-    with using(QUICK):
-        return lax.fori_loop(start, end, step, (states, (zeros,) * len(candidates)))
+    return lax.fori_loop(start, end, step, (states, (zeros,) * len(candidates)))
 
 
 def fresh(where: World, forms: Forms) -> tuple[State, ...]:
