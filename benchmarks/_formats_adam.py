@@ -20,6 +20,7 @@ from octavo.pallas_kernels import (
     StoredSlot,
     rounding,
 )
+from octavo.pallas_kernels.arithmetic import QUICK, using
 from octavo.pallas_kernels.step import tile_step
 
 BLOCK = 32  # a block is a column
@@ -242,7 +243,8 @@ def run(
 
     of = Squares if meter is squares else Visits
     zeros = of(*[jnp.zeros(shape)] * len(of._fields))
-    return lax.fori_loop(start, end, step, (states, (zeros,) * len(candidates)))
+    with using(QUICK):
+        return lax.fori_loop(start, end, step, (states, (zeros,) * len(candidates)))
 
 
 def fresh(where: World, forms: Forms) -> tuple[State, ...]:

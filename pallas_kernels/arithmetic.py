@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 # Below it, float32 and bfloat16 are denormal; some devices flush those to zero.
 SMALLEST = float(np.finfo(np.float32).tiny)
@@ -24,15 +25,17 @@ class Arithmetic(NamedTuple):
     Args:
       inverse_root: of positive numbers; None: nothing is approximate.
       reciprocal: of positive numbers.
-      lowest: roots of what is smaller are taken of this; it broadcasts. None: of any.
+      lowest: what is smaller than this counts as this; it broadcasts.
     """
 
     inverse_root: Callable[[jax.Array], jax.Array] | None
     reciprocal: Callable[[jax.Array], jax.Array]
-    lowest: jax.Array | None = None
+    lowest: jax.Array | float = SMALLEST
 
 
 EXACT = Arithmetic(None, lambda x: 1.0 / x)
+# Of float32: within two units in the last place.
+QUICK = Arithmetic(lax.rsqrt, lambda x: 1.0 / x)
 
 _chosen: ContextVar[Arithmetic] = ContextVar("arithmetic", default=EXACT)
 
@@ -50,7 +53,11 @@ def using(arithmetic: Arithmetic) -> Iterator[None]:
 @contextlib.contextmanager
 def not_below(lowest: jax.Array | None) -> Iterator[None]:
     """Take roots of numbers of at least this; None: of any."""
-    with using(_chosen.get()._replace(lowest=lowest)):
+    now = _chosen.get()
+    if lowest is None:
+        yield
+        return
+    with using(now._replace(lowest=jnp.maximum(lowest, now.lowest))):
         yield
 
 
@@ -58,15 +65,16 @@ def root(x: jax.Array) -> jax.Array:
     """The square root of what is not negative."""
     now = _chosen.get()
     if now.inverse_root is None:
-        return jnp.sqrt(x if now.lowest is None else _positive(x, now))
-    positive = _positive(x, now)
+        return jnp.sqrt(x)
+    positive = jnp.maximum(x, now.lowest)
     return positive * now.inverse_root(positive)
 
 
 def inverse_root(x: jax.Array) -> jax.Array:
     """1 / sqrt(x) of what is not negative, finite for zeros."""
     now = _chosen.get()
-    positive, found = _positive(x, now), now.inverse_root
+    positive = jnp.maximum(x, now.lowest)
+    found = now.inverse_root
     return 1.0 / jnp.sqrt(positive) if found is None else found(positive)
 
 
@@ -74,8 +82,3 @@ def divide(x: jax.Array, y: jax.Array) -> jax.Array:
     """x / y for y > 0."""
     now = _chosen.get()
     return x / y if now.inverse_root is None else x * now.reciprocal(y)
-
-
-def _positive(x: jax.Array, now: Arithmetic) -> jax.Array:
-    lowest = SMALLEST if now.lowest is None else jnp.maximum(now.lowest, SMALLEST)
-    return jnp.maximum(x, lowest)

@@ -19,7 +19,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from .. import rounding
-from ..arithmetic import EXACT, Arithmetic, using
+from ..arithmetic import QUICK, using
 from ..layout import Blocks, wrap
 from ..program import Leaf, Noise, Program, Scalars, wide
 from ..step import Advanced, Random, advance, decoding_of, new_scales, settle, write
@@ -56,10 +56,6 @@ def refuses(program: Program) -> str | None:
     return None
 
 
-# Mosaic GPU lowers no square root.
-_HARDWARE = Arithmetic(lax.rsqrt, lambda x: 1.0 / x)
-
-
 def run(
     program: Program,
     leaf: Leaf,
@@ -86,7 +82,7 @@ def run(
     arrays: list[Any] = [x.reshape(-1, inner) for x in call.arrays]
     for i in call.written:
         arrays[i] = jax.new_ref(arrays[i], memory_space=plgpu.GMEM)
-    with using(EXACT if interpret else _HARDWARE):
+    with using(QUICK):
         pl.kernel(
             kernel,
             mesh=plgpu.Mesh(grid=(tiles,), grid_names=(_GRID,)),

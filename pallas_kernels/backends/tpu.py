@@ -19,7 +19,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from ..arithmetic import EXACT, Arithmetic, using
+from ..arithmetic import EXACT, QUICK, Arithmetic, using
 from ..layout import Blocks
 from ..norms import tile_terms
 from ..program import Leaf, Noise, Program, Scalars, wide
@@ -60,8 +60,8 @@ def run(
       interpret: as in `pl.pallas_call`; `pltpu.InterpretParams()` simulates a TPU.
     """
     tiles, call = _tiles(program), Call(program, leaf, scalars, noise)
-    quick = program.storage.quantized and not interpret
-    with using(_HARDWARE if quick else EXACT):
+    quick = QUICK if interpret else _HARDWARE
+    with using(quick if program.storage.quantized else EXACT):
         if program.sums:
             return _sums(program, tiles, call, interpret)
         return _step(program, tiles, call, interpret)

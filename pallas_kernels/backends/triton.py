@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from ..arithmetic import EXACT, Arithmetic, using
+from ..arithmetic import EXACT, QUICK, Arithmetic, using
 from ..norms import tile_terms
 from ..program import Leaf, Noise, Program, Scalars, wide
 from ..step import (
@@ -58,7 +58,8 @@ def run(
     """One pass over one leaf. The arguments are those of `backends.tpu.run`."""
     blocks, quantized = program.storage.blocks, program.storage.quantized
     call = Call(program, leaf, scalars, noise)
-    with using(_FLUSHING if quantized and not interpret else EXACT):
+    quick = QUICK if interpret else _FLUSHING
+    with using(quick if quantized else EXACT):
         if program.sums:
             in_blocks = quantized and program.reads_state
             tiling = blocked(blocks) if in_blocks else flat(blocks, _SUM_VALUES)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from .. import rounding
+from ..arithmetic import EXACT, QUICK, using
 from ..layout import Blocks, merge, positions, split
 from ..norms import tile_terms
 from ..program import Leaf, Noise, Program, Scalars
@@ -26,9 +27,10 @@ def run(program: Program, leaf: Leaf, scalars: Scalars, noise: Noise) -> Any:
         found = run(program, leaf, scalars, noise)
         return found if program.sums else jax.tree.map(_complex, found)
     scalars = _computed_in(leaf, scalars)
-    if program.sums:
-        return _sums(program, leaf, scalars)
-    return _step(program, leaf, scalars, noise)
+    with using(QUICK if program.storage.quantized else EXACT):
+        if program.sums:
+            return _sums(program, leaf, scalars)
+        return _step(program, leaf, scalars, noise)
 
 
 def _step(program: Program, leaf: Leaf, scalars: Scalars, noise: Noise) -> Leaf:
