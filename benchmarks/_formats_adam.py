@@ -10,7 +10,7 @@ from _formats_candidates import F32, Candidate
 from jax import lax
 
 from octavo.optim.adam import ADAM
-from octavo.optim.sgd import MomentumNumbers, momentum_rule
+from octavo.optim.momentum import momentum_rule
 from octavo.pallas_kernels import (
     Blocks,
     Leaf,
@@ -26,7 +26,7 @@ from octavo.pallas_kernels.step import tile_step
 BLOCK = 32  # a block is a column
 FRACTIONS = (1e-3, 1e-4, 1e-5, 1e-6)
 _AFTER, _LATE = 50, 300  # steps after a visit
-_SGD = momentum_rule(MomentumNumbers(0.9), nesterov=False)  # what it is, is a scalar
+_SGD = momentum_rule(nesterov=False)  # what it is, is a scalar
 Forms: TypeAlias = tuple[Candidate, ...]
 Kind: TypeAlias = Literal["normal", "heavy", "constant", "drift"]
 

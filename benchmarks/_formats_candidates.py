@@ -17,6 +17,7 @@ from octavo.pallas_kernels.formats.base import (
     fixed_point,
     float_of,
     reciprocal,
+    rounded_up,
 )
 from octavo.pallas_kernels.rounding import NEAREST, NOISE_BITS
 
@@ -32,9 +33,15 @@ class Candidate(NamedTuple):
 
 @dataclass(frozen=True)
 class Curved(Format):
-    """v in 256 equal steps of a curve of it, unbiased, from a lowest level up."""
+    """v in 256 equal steps of a curve of it, unbiased, from a lowest level up.
+
+    Attributes:
+      lowest: the level.
+      scale_bits: of the mantissa of a scale; bf16 has 7.
+    """
 
     lowest: int = 1
+    scale_bits: int = 3
     more = 0  # units of noise
     unbiased = True
 
@@ -48,6 +55,10 @@ class Curved(Format):
 
     def magnitude(self, x: jax.Array) -> jax.Array:
         return jnp.where(x > 0, self.curve(x), 0.0)
+
+    def scale(self, largest: jax.Array) -> jax.Array:
+        up = rounded_up(largest, self.scale_bits)
+        return jnp.where(largest < SMALLEST, 0.0, up)
 
     def encoding(self, scale: jax.Array) -> Numbers:
         return (((self.lowest + 255) * _UNIT - 2) / jnp.maximum(scale, SMALLEST),)
@@ -210,10 +221,11 @@ CANDIDATES: dict[str, Candidate] = {
     "f32 / fourth root": Candidate(F32, Root(n=4)),
     "f32 / sixth root": Candidate(F32, Root(n=6)),
     "f32 / eighth root": Candidate(F32, Root(n=8)),
-    "f32 / twelfth root from 17": Candidate(F32, Root(17, 12)),
+    "f32 / twelfth root from 17": Candidate(F32, Root(17, n=12)),
     "f32 / y from 1": Candidate(F32, Bits()),
     "f32 / y from 5": Candidate(F32, Bits(5)),
     "f32 / bits8 (y from 9)": Candidate(F32, BITS8),
+    "f32 / y from 9, scales of bf16": Candidate(F32, Bits(9, 7)),
     "f32 / y from 13": Candidate(F32, Bits(13)),
     "f32 / y of shift 4": Candidate(F32, Bits(shift=4)),
     "ratio8 / f32": Candidate(RATIO8, F32),
@@ -230,12 +242,4 @@ CANDIDATES: dict[str, Candidate] = {
     "square law, unbiased / bits8": Candidate(Square(True), BITS8),
     "dynamic8 / dynamic8: dynamic8": _named("dynamic8"),
     "bf16 / bf16: bf16": _named("bf16"),
-}
-MOMENTA: dict[str, Candidate] = {
-    "linear8: 8bit": Candidate(FORMATS["8bit"](True, False)),
-    "linear8 to nearest": Candidate(NearestLinear8()),
-    "log8, dither": Candidate(Log8()),
-    "log8": Candidate(Log8(dither=False)),
-    "dynamic8: dynamic8": Candidate(FORMATS["dynamic8"](True, False)),
-    "bf16: bf16": Candidate(FORMATS["bf16"](True, False)),
 }

@@ -8,6 +8,7 @@ from _formats_adam import (
     BLOCK,
     Forms,
     State,
+    World,
     ratio,
     run,
     spread,
@@ -15,9 +16,9 @@ from _formats_adam import (
     started,
     world,
 )
-from _formats_candidates import MOMENTA
+from _formats_sixteen import MOMENTA
 
-MOMENTUMS = (0.9, 0.99, 0.999, 0.9999)
+MOMENTUMS = (0.9, 0.95, 0.99, 0.999, 0.9999)
 _FRACTIONS = (1e-2, 1e-3)
 _HALVINGS = 5  # that momentum decays by, without gradients
 
@@ -25,7 +26,9 @@ _HALVINGS = 5  # that momentum decays by, without gradients
 def momentum(columns: int, steps: int, seed: int) -> tuple[list[str], dict[str, list]]:
     """Labels of the rows, and the columns of the table."""
     forms, n = tuple(MOMENTA.values()), max(columns // 4, 1)
-    found = {**_errors(forms, n, steps, seed), **_decays(forms, n, steps, seed)}
+    found: dict[str, list] = {}
+    for part in (_errors, _small, _decays):
+        found |= part(forms, n, steps, seed)
     labels = [f"{name}, {b}" for name in MOMENTA for b in MOMENTUMS]
     columns_of = {
         name: [row[j] for j in range(len(forms)) for row in rows]
@@ -34,46 +37,66 @@ def momentum(columns: int, steps: int, seed: int) -> tuple[list[str], dict[str, 
     return labels, columns_of
 
 
+def _world(sigmas: list[jax.Array]) -> World:
+    """Groups of elements, each with every momentum."""
+    count = len(MOMENTUMS)
+    where = world(jnp.hstack([jnp.tile(x, count) for x in sigmas]), 0, 0)
+    b = jnp.repeat(jnp.asarray(MOMENTUMS), sigmas[0].shape[1])
+    return where._replace(b1=jnp.tile(b, len(sigmas))[None])
+
+
+def _parts(group: int, n: int) -> list[slice]:
+    """The columns of a group, for each momentum."""
+    first = group * len(MOMENTUMS)
+    return [slice((first + k) * n, (first + k + 1) * n) for k in range(len(MOMENTUMS))]
+
+
 def _errors(forms: Forms, n: int, steps: int, seed: int) -> dict[str, list]:
-    """Of m beside its block's rms, and of small elements beside their own."""
+    """Of m beside its block's rms; and its size after a drop."""
     keys = jax.random.split(jax.random.key(seed), 2)
-    rows = jnp.asarray([1.0] * 4 + [_FRACTIONS[0]] * 14 + [_FRACTIONS[1]] * 14)
-    small = rows[:, None] * jnp.ones((1, n))
-    b = jnp.repeat(jnp.asarray(MOMENTUMS), n)
-    groups = {
-        "normal": [jnp.ones((BLOCK, n)), spread(n, keys[0])[0]],
-        "drift": [small],
-    }
-    sums = {}
-    for kind, sigmas in groups.items():
-        where = world(jnp.hstack([jnp.tile(x, len(MOMENTUMS)) for x in sigmas]), 0, 0)
-        where = where._replace(b1=jnp.tile(b, len(sigmas))[None])
-        states = started(forms, jnp.zeros(where.sigma.shape))
-        for ends in ((0, steps - steps // 8), (steps - steps // 8, steps)):
-            states, sums[kind] = run(
-                forms, kind, squares, *ends, where, states, keys[1]
-            )
-    table = {}
-    for j, name in enumerate(("equal", "log-normal")):
-        parts = [slice((j * 4 + k) * n, (j * 4 + k + 1) * n) for k in range(4)]
-        table[f"error, {name}"] = [
-            [ratio(s.error[:, part], s.exact[:, part]) for s in sums["normal"]]
-            for part in parts
+    equal, (before, after) = jnp.ones((BLOCK, n)), spread(n, keys[0])
+    states, sums = started(forms, jnp.zeros(_world([equal, before]).sigma.shape)), []
+    for half, sigma in enumerate((before, after)):
+        where, end = _world([equal, sigma]), (half + 1) * steps
+        for ends in ((half * steps, end - steps // 8), (end - steps // 8, end)):
+            states, last = run(forms, "normal", squares, *ends, where, states, keys[1])
+        sums.append(last)
+    table = {
+        f"error, {name}": [
+            [ratio(s.error[:, part], s.exact[:, part]) for s in sums[0]]
+            for part in _parts(group, n)
         ]
-    parts = [slice(k * n, (k + 1) * n) for k in range(4)]
+        for group, name in enumerate(("equal", "log-normal"))
+    }
+    table["drop"] = [
+        [ratio(s.rounded[::2, part], s.exact[::2, part]) for s in sums[1]]
+        for part in _parts(1, n)
+    ]
+    return table
+
+
+def _small(forms: Forms, n: int, steps: int, seed: int) -> dict[str, list]:
+    """Errors of small elements beside their own size: in each step, and over many."""
+    key = jax.random.split(jax.random.key(seed), 2)[1]
+    rows = jnp.asarray([1.0] * 4 + [_FRACTIONS[0]] * 14 + [_FRACTIONS[1]] * 14)
+    where = _world([rows[:, None] * jnp.ones((1, n))])
+    states, sums = started(forms, jnp.zeros(where.sigma.shape)), ()
+    for ends in ((0, steps - steps // 8), (steps - steps // 8, steps)):
+        states, sums = run(forms, "drift", squares, *ends, where, states, key)
     groups = ((slice(4, 18), _FRACTIONS[0]), (slice(18, 32), _FRACTIONS[1]))
+    table = {}
     for at, fraction in groups:
         table[f"error {fraction:.0e}"] = [
-            [ratio(s.error[at, part], s.exact[at, part]) for s in sums["drift"]]
-            for part in parts
+            [ratio(s.error[at, part], s.exact[at, part]) for s in sums]
+            for part in _parts(0, n)
         ]
     for at, fraction in groups:
         table[f"way {fraction:.0e}"] = [
             [
                 ratio((s.way - s.exact_way)[at, p] ** 2, s.exact_way[at, p] ** 2)
-                for s in sums["drift"]
+                for s in sums
             ]
-            for p in parts
+            for p in _parts(0, n)
         ]
     return table
 

@@ -14,22 +14,21 @@ from _formats_adam import (
     without_gradients,
     world,
 )
-from _formats_candidates import CANDIDATES, DEFAULT
+from _formats_sixteen import SLOW
 
 # b1 and b2. In the last two b1**2 > b2: where gradients end, |m| / sqrt(v) grows.
 BETAS = (
     *((b1, 0.999) for b1 in (0.9, 0.95, 0.99, 0.999)),
     *((0.9, 0.95), (0.9999, 0.999), (0.99, 0.95)),
 )
-NAMES = (DEFAULT, "bf16 / bf16: bf16")
 _WINDOW = 100  # steps: of the errors of neighbours
 
 
 def slow(columns: int, steps: int, seed: int) -> tuple[list[str], dict[str, list]]:
     """Labels of the rows, and the columns of the table."""
-    forms, n = tuple(CANDIDATES[name] for name in NAMES), max(columns // 4, 1)
+    forms, n = tuple(SLOW.values()), max(columns // 4, 1)
     found = {**_updates(forms, n, steps, seed), **_decays(forms, n, steps, seed)}
-    labels = [f"{name}, b1 {b1}, b2 {b2}" for name in NAMES for b1, b2 in BETAS]
+    labels = [f"{name}, b1 {b1}, b2 {b2}" for name in SLOW for b1, b2 in BETAS]
     columns_of = {
         name: [row[j] for j in range(len(forms)) for row in rows]
         for name, rows in found.items()

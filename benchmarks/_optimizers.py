@@ -6,10 +6,11 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import optax
+import optax.contrib
 
 from octavo import optim
 
-# Arguments with which optax' optimizer is Octavo's with its defaults.
+# Arguments of both without which there would be nothing to compare.
 _ARGUMENTS: dict[str, dict[str, Any]] = {"sgd": {"momentum": 0.9}}
 
 
@@ -28,8 +29,14 @@ def _is_optimizer(function: Any) -> bool:
     return first == "learning_rate"
 
 
+def _pair(name: str, function: Callable[..., optim.Transformation]) -> Pair:
+    own = _ARGUMENTS.get(name, {})
+    theirs = getattr(optax if hasattr(optax, name) else optax.contrib, name)
+    return Pair(partial(function, **own), partial(theirs, **own))
+
+
 OPTIMIZERS: dict[str, Pair] = {
-    name: Pair(function, partial(getattr(optax, name), **_ARGUMENTS.get(name, {})))
+    name: _pair(name, function)
     for name, function in sorted(vars(optim).items())
     if _is_optimizer(function)
 }

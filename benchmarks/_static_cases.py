@@ -34,7 +34,7 @@ RULES: dict[str, Callable[..., optim.Transformation]] = {
     "adamw-clipped": partial(optim.adamw, grad_clip_norm=1.0),
     "lamb": optim.lamb,
     "lars": optim.lars,
-    "sgd": optim.sgd,
+    "sgd": partial(optim.sgd, momentum=0.9),
 }
 
 

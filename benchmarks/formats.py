@@ -29,15 +29,22 @@ every step, the others once in 100 and once in 10,000 steps.
 * others: the error of the rows that have a gradient in every step.
 
 `--slow` prints instead how slow first moments do, over 20,000 steps and 20,000 more.
-Of ratio8, where elements get no more gradients: the way in 20,000 steps; the largest
+Beside v, where elements get no more gradients: the way in 20,000 steps; the largest
 rms of u in any 100 steps, and in the last ones; and likewise the error of the element
 beside, whose gradient, like its u, is 1. Of SGD's momentum:
 
 * error: rms(m - exact m) / rms(exact m), with gradients of equal and log-normal size;
   1e-2, 1e-3: of elements whose gradients are that fraction of the block's largest, and
   whose mean is as large as their standard deviation;
-* way: likewise, of the sum of m over an eighth of the steps;
+* drop: rms(m) / rms(exact m), 20,000 steps after half of the gradients, of log-normal
+  size, fell to a tenth;
+* way: the error of the sum of m over an eighth of the steps;
 * decay: rms(m) / rms(exact m), without gradients, when the exact one is a 32nd.
+
+`--grow` prints how accumulators do that only grow: the relative error of their roots,
+its mean and its rms, after some steps with Gaussian gradients of log-normal size; of
+elements of 1e-2 and 1e-3 of the block's largest; and of those whose gradients begin or
+end in step 2,000.
 """
 
 import argparse
@@ -67,6 +74,7 @@ from _formats_adam import (
     world,
 )
 from _formats_candidates import CANDIDATES, DEFAULT
+from _formats_grow import growing
 from _formats_momentum import momentum
 from _formats_slow import slow
 from rich.console import Console
@@ -221,6 +229,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rare", type=int, default=11_000, help="of the third table")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--slow", action="store_true", help="slow first moments")
+    parser.add_argument("--grow", action="store_true", help="what only grows")
     parser.add_argument("--quick", action="store_true", help="few steps: a smoke test")
     parser.add_argument("--only", nargs="+", choices=CANDIDATES, help="these rows")
     parser.add_argument("--json", type=Path, help="also write the numbers here")
@@ -230,6 +239,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.quick:
         sizes = Sizes(32, 40, 40, 20, 40, 1000, args.seed)
         names = [DEFAULT]
+    if args.grow:
+        for title, labels, table in growing(sizes.columns, args.seed, args.quick):
+            show(title, labels, table)
+        return
     if args.slow:
         steps = 200 if args.quick else 20_000
         for title, measure in (("Slow first moments", slow), ("Momentum", momentum)):

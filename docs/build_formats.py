@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from octavo.pallas_kernels import FORMATS, Format
-from octavo.pallas_kernels.formats import BFloat16, Bits8, Linear8
+from octavo.pallas_kernels.formats import BFloat16, Bits8, Bits16, Linear8
 from octavo.pallas_kernels.rounding import NEAREST, NOISE_BITS
 
 OUT = Path(__file__).parent / "img" / "formats.png"
@@ -22,16 +22,17 @@ WINDOW = 0.3  # decades that a point of an error curve is the worst of
 _NOISES = (0, (1 << NOISE_BITS) - 1)  # unbiased rounding at its two extremes
 
 # Okabe and Ito's colours, which differ for colour-blind readers, too.
-BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
+BLUE, ORANGE, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
 FIRST: list[tuple[Format, str, str]] = [
     (Linear8(), "linear8, ratio8 (8bit): of |m| or |m| / √v", BLUE),
     (FORMATS["dynamic8"](True, False), "dynamic8: of |m|", ORANGE),
-    (BFloat16(unbiased=False), "bf16", GREEN),
+    (BFloat16(), "bf16", GREEN),
+    (Bits16(), "bits16 (16bit)", PURPLE),
 ]
 SECOND: list[tuple[Format, str, str]] = [
     (Bits8(), "bits8 (8bit), unbiased", BLUE),
     (FORMATS["dynamic8"](False, False), "dynamic8, nearest", ORANGE),
-    (BFloat16(unbiased=True), "bf16, unbiased", GREEN),
+    (BFloat16(), "bf16, unbiased", GREEN),
 ]
 
 
@@ -51,7 +52,7 @@ def stored(fmt: Format, x: np.ndarray, noise: int) -> np.ndarray:
     """What is left of x next to a block's largest value, 1."""
     scale = scale_of_one(fmt)
     codes = fmt.encode(jnp.asarray(x, jnp.float32)[:, None], scale, noise)
-    stored = codes.astype(jnp.int8).astype(jnp.int32) if fmt.quantized else codes
+    stored = codes.astype(fmt.dtype).astype(jnp.int32) if fmt.quantized else codes
     return np.asarray(fmt.decode(stored, scale), np.float64)[:, 0]
 
 
@@ -72,7 +73,7 @@ def worst_errors(fmt: Format, magnitude: np.ndarray, signed: bool) -> np.ndarray
 def draw_levels(axes: Axes, formats: list, signed: bool) -> None:
     """Magnitudes of the codes, in order."""
     for fmt, label, colour in formats:
-        if not fmt.quantized:
+        if fmt.dtype != jnp.int8:
             continue
         values = levels(fmt) if signed else np.sqrt(levels(fmt))
         index = np.arange(1, len(values) + 1)
@@ -90,11 +91,14 @@ def draw_errors(axes: Axes, formats: list, signed: bool, low: float) -> None:
             worst[magnitude < levels(fmt)[0]] = np.nan
         axes.plot(magnitude, 100 * worst, color=colour, lw=1.5)
     axes.set_yscale("log")
-    axes.set_ylim(0.2, 400)
-    axes.set_yticks([0.3, 1, 3, 10, 30, 100], ["0.3", "1", "3", "10", "30", "100"])
+    axes.set_ylim(0.02, 400)
+    axes.set_yticks([0.03, 0.1, 0.3, 1, 3, 10, 30, 100])
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
     axes.set_ylabel("worst relative error, %")
     axes.text(low * 3, 0.47, "bf16", color=GREEN)
+    if signed:
+        axes.text(1e-3, 0.025, "bits16", color=PURPLE)
 
 
 def main() -> None:

@@ -3,38 +3,40 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from .adagrad import adagrad as adagrad
 from .adam import adam as adam
 from .adam import adamw as adamw
-from .aliases import adam8bit as adam8bit
-from .aliases import adam32bit as adam32bit
-from .aliases import adamw8bit as adamw8bit
-from .aliases import adamw32bit as adamw32bit
-from .aliases import lamb8bit as lamb8bit
-from .aliases import lamb32bit as lamb32bit
-from .aliases import lars8bit as lars8bit
-from .aliases import lars32bit as lars32bit
+from .adamax import adamax as adamax
+from .ademamix import ademamix as ademamix
+from .aliases import *  # noqa: F403
 from .convert import dequantize as dequantize
-from .convert import from_optax as from_optax
 from .convert import requantize as requantize
-from .convert import to_optax as to_optax
 from .explain import Explanation as Explanation
 from .explain import ExplanationRow as ExplanationRow
 from .explain import explain as explain
+from .integrations.bitsandbytes import from_bitsandbytes as from_bitsandbytes
 from .lamb import lamb as lamb
 from .lars import lars as lars
+from .optax_states import from_optax as from_optax
+from .optax_states import to_optax as to_optax
 from .options import Options as Options
+from .options import embeddings_in_32bit as embeddings_in_32bit
 from .presets import PRESETS as PRESETS
 from .presets import Preset as Preset
 from .presets import preset as preset
 from .reports import MemoryReport as MemoryReport
 from .reports import memory_report as memory_report
+from .rmsprop import rmsprop as rmsprop
 from .sgd import sgd as sgd
 from .sharding.placement import state_sharding as state_sharding
+from .spelling import absent as _absent
 from .stepping.norms import LayerNorms as LayerNorms
 from .stepping.norms import last_norms as last_norms
 from .stepping.transformation import Transformation as Transformation
 from .stepping.transformation import step as step
+from .storage.quantized import QuantizedState as QuantizedState
 from .storage.state import State as State
+from .wrapping.transformation import quantized as quantized
 
 if TYPE_CHECKING:
     from . import checkpoint as checkpoint
@@ -51,7 +53,7 @@ _LATE = {
 
 def __getattr__(name: str) -> Any:
     if name not in _LATE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        raise AttributeError(_absent(__name__, name, __dir__()))
     module = importlib.import_module(_LATE[name])
     return module if name.islower() else getattr(module, name)
 

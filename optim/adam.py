@@ -9,7 +9,7 @@ import optax
 
 from octavo.pallas_kernels import Rule, Slot, divide, root
 
-from .checks import check_fraction, check_not_negative
+from .checks import check_bool, check_fraction, check_not_negative
 from .options import Options, with_options
 from .stepping.transformation import Transformation, fused
 
@@ -62,12 +62,88 @@ def _direction(
     return u, (m, v)
 
 
+class _NesterovScalars(NamedTuple):
+    b1: jax.Array
+    b2: jax.Array
+    of_m: jax.Array
+    of_g: jax.Array
+    eps: jax.Array
+
+
+def _nesterov_scalars(
+    t: jax.Array, learning_rate: jax.Array, h: AdamNumbers
+) -> _NesterovScalars:
+    s = _scalars(t, learning_rate, h)
+    # Of the next step, whose momentum is looked ahead to.
+    ahead = -jnp.expm1(t * jnp.log(s.b1)) / -jnp.expm1((t + 1) * jnp.log(s.b1))
+    of_m, of_g = s.b1 * s.correction * ahead, (1 - s.b1) * s.correction
+    return _NesterovScalars(s.b1, s.b2, of_m, of_g, s.eps)
+
+
+def _nesterov(
+    g: jax.Array, slots: tuple[jax.Array, ...], s: _NesterovScalars
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    """Dozat, Incorporating Nesterov Momentum into Adam, without its factor of v."""
+    m, v = slots
+    m = s.b1 * m + (1 - s.b1) * g
+    v = s.b2 * v + (1 - s.b2) * (g * g)
+    u = divide(s.of_m * m + s.of_g * g, root(v) + s.eps)
+    return u, (m, v)
+
+
+class _MaximumScalars(NamedTuple):
+    b1: jax.Array
+    b2: jax.Array
+    of_m: jax.Array
+    of_v: jax.Array
+    eps: jax.Array
+
+
+def _maximum_scalars(
+    t: jax.Array, learning_rate: jax.Array, h: AdamNumbers
+) -> _MaximumScalars:
+    s = _scalars(t, learning_rate, h)
+    c1, c2 = (-jnp.expm1(t * jnp.log(b)) for b in (s.b1, s.b2))
+    return _MaximumScalars(s.b1, s.b2, 1 / c1, 1 / c2, jnp.asarray(h.eps, jnp.float32))
+
+
+def _amsgrad(
+    g: jax.Array, slots: tuple[jax.Array, ...], s: _MaximumScalars
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    """arXiv 1904.09237, algorithm 2, with the bias corrections that optax has."""
+    m, v, largest = slots
+    m = s.b1 * m + (1 - s.b1) * g
+    v = s.b2 * v + (1 - s.b2) * (g * g)
+    largest = jnp.maximum(largest, s.of_v * v)
+    u = s.of_m * divide(m, root(largest) + s.eps)
+    return u, (m, v, largest)
+
+
 ADAM = Rule(
     slots=(Slot("mu", signed=True, relative_to="nu"), Slot("nu", signed=False)),
     scalars=_scalars,
     direction=_direction,
 )
-ADAMW = replace(ADAM, decay="update")
+NESTEROV = replace(ADAM, scalars=_nesterov_scalars, direction=_nesterov)
+AMSGRAD = Rule(
+    slots=(
+        Slot("mu", signed=True, relative_to="nu_max"),
+        Slot("nu", signed=False),
+        Slot("nu_max", signed=False, nearest=True),
+    ),
+    scalars=_maximum_scalars,
+    direction=_amsgrad,
+)
+
+
+def _rule(nesterov: bool, amsgrad: bool) -> Rule:
+    check_bool(nesterov=nesterov, amsgrad=amsgrad)
+    if nesterov and amsgrad:
+        raise ValueError(
+            "nesterov=True with amsgrad=True: nobody has defined both together. Write "
+            "one of them"
+        )
+    return NESTEROV if nesterov else AMSGRAD if amsgrad else ADAM
 
 
 @with_options
@@ -76,6 +152,8 @@ def adam(
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
+    nesterov: bool = False,
+    amsgrad: bool = False,
     **options: Unpack[Options],
 ) -> Transformation:
     r"""Adam whose moments take 8 bits each.
@@ -92,6 +170,10 @@ def adam(
       b1: decay of the first moment, in [0, 1). Default 0.9, the paper's.
       b2: decay of the second moment, in [0, 1). Default 0.999, the paper's.
       eps: added to the root, not negative. Default 1e-8, the paper's.
+      nesterov: NAdam: step by the moment that the next step will have, as far as it is
+        known: beta_1 m + (1 - beta_1) g in place of m, each corrected.
+      amsgrad: divide by the largest root that v had so far, in a third slot: steps
+        cannot get longer again where gradients get rare.
       **options: how state is stored and where the step runs, see
         `octavo.optim.Options`.
 
@@ -99,13 +181,15 @@ def adam(
       An `optax.GradientTransformationExtraArgs`, which also has the fused `step`.
 
     Raises:
-      ValueError: for a value outside its range.
+      ValueError: for a value outside its range, and for both variants at once.
 
-    State: 2.125 bytes per parameter (`state="8bit"`, blocks of 32); 8 in 32 bits.
+    State: 2.125 bytes per parameter (`state="8bit"`, blocks of 32); 8 in 32 bits. With
+    `amsgrad` 3.1875 and 12.
 
     References:
       Kingma and Ba, Adam: A Method for Stochastic Optimization, arXiv 1412.6980,
-      algorithm 1.
+      algorithm 1. Dozat, Incorporating Nesterov Momentum into Adam, ICLR 2016. Reddi et
+      al., On the Convergence of Adam and Beyond, arXiv 1904.09237, algorithm 2.
 
     >>> import jax.numpy as jnp
     >>> from octavo import optim
@@ -118,7 +202,8 @@ def adam(
     >>> print(f"{params['w'][0, 0]:.4f}")
     0.9990
     """
-    return fused(ADAM, AdamNumbers(b1, b2, eps), learning_rate, options)
+    rule = _rule(nesterov, amsgrad)
+    return fused(rule, AdamNumbers(b1, b2, eps), learning_rate, options)
 
 
 @with_options
@@ -129,6 +214,8 @@ def adamw(
     eps: float = 1e-8,
     weight_decay: float = 1e-4,
     mask: Any = None,
+    nesterov: bool = False,
+    amsgrad: bool = False,
     **options: Unpack[Options],
 ) -> Transformation:
     r"""Adam with decoupled weight decay, whose moments take 8 bits each.
@@ -149,6 +236,8 @@ def adamw(
         Default 1e-4, as in optax (torch: 1e-2).
       mask: which leaves decay: a tree of bools like the parameters or a prefix of
         them, or a function of the parameters that returns one. Default None: all.
+      nesterov: see `adam`.
+      amsgrad: see `adam`.
       **options: how state is stored and where the step runs, see
         `octavo.optim.Options`.
 
@@ -172,9 +261,8 @@ def adamw(
     >>> print(f"{params['w'][0, 0]:.4f}")
     0.9999
     """
-    check_not_negative(weight_decay=weight_decay)
     return fused(
-        ADAMW,
+        replace(_rule(nesterov, amsgrad), decay="update"),
         AdamNumbers(b1, b2, eps),
         learning_rate,
         options,

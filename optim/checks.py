@@ -3,6 +3,7 @@
 import sys
 import warnings
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import jax
@@ -15,18 +16,47 @@ def is_traced(value: Any) -> bool:
     return isinstance(value, Tracer)
 
 
+def is_number(value: Any) -> bool:
+    """Whether it is one real number: no text, bool or tuple, and no array of many."""
+    if isinstance(value, bool | np.bool_):
+        return False
+    if isinstance(value, np.ndarray | jax.Array):
+        return value.ndim == 0
+    return isinstance(value, Real | np.number)
+
+
+def _text(value: Any) -> str:
+    return str(value) if is_number(value) else repr(value)
+
+
 def check_fraction(**values: Any) -> None:
-    """Raise ValueError unless each value is in [0, 1)."""
+    """Raise ValueError unless each value is a number in [0, 1)."""
     for name, value in values.items():
-        if not is_traced(value) and not 0 <= value < 1:
-            raise ValueError(f"{name}={value} must be in [0, 1)")
+        if not is_traced(value) and not (is_number(value) and 0 <= value < 1):
+            raise ValueError(f"{name}={_text(value)} must be in [0, 1)")
 
 
 def check_not_negative(**values: Any) -> None:
-    """Raise ValueError unless each value is finite and at least 0."""
+    """Raise ValueError unless each value is a finite number of at least 0."""
     for name, value in values.items():
-        if not is_traced(value) and not 0 <= value < np.inf:
-            raise ValueError(f"{name}={value} must be finite and not negative")
+        if not is_traced(value) and not (is_number(value) and 0 <= value < np.inf):
+            raise ValueError(f"{name}={_text(value)} must be finite and not negative")
+
+
+def check_learning_rate(value: Any) -> None:
+    """Raise ValueError unless it is a schedule, or a finite number of at least 0."""
+    if callable(value) or is_traced(value):
+        return
+    if not is_number(value):
+        raise ValueError(
+            f"learning_rate={value!r} must be a number, or a schedule: a function of "
+            "the number of steps taken"
+        )
+    if not 0 <= value < np.inf:
+        raise ValueError(
+            f"learning_rate={value} must be finite and not negative; steps go against "
+            "the gradient already"
+        )
 
 
 def check_positive(**values: Any) -> None:

@@ -1,20 +1,18 @@
 """Moments of a state in 32 bits, and states from them."""
 
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import AxisType, Mesh, NamedSharding
 
-from octavo.pallas_kernels import Storage
+from octavo.pallas_kernels import InOptax, Storage
 
 from .storage.state import State, scale_name
 from .storage.table import records_of
 from .storage.tree import Leaves
-
-_S = TypeVar("_S")
 
 
 def dequantize(state: State) -> dict[str, Any]:
@@ -110,77 +108,19 @@ def requantize(state: State, moments: dict[str, Any], count: Any = None) -> Stat
     return state._replace(count=taken, **trees)
 
 
-def from_optax(state: State, optax_state: Any) -> State:
-    """An Octavo state with the moments of an optax one.
-
-    Where they have another sign (optax's LARS) they are negated. What optax does not
-    keep, such as the history of `percentile_clipping`, starts anew.
-
-    Args:
-      state: how to store them: `tx.init(params)` of the same optimizer.
-      optax_state: of the optax optimizer, or of a chain that has one of each moment.
-
-    Raises:
-      ValueError: if the optax state has no such moments, or several.
-
-    >>> import jax.numpy as jnp, optax
-    >>> from octavo import optim
-    >>> params = jnp.ones((64, 128))
-    >>> theirs = optax.adam(0.1).init(params)
-    >>> ours = optim.from_optax(optim.adam(0.1).init(params), theirs)
-    """
-    try:
-        moments = {name: optax.tree.get(optax_state, name) for name in state.slots}
-    except KeyError:
-        raise ValueError(
-            f"the optax state has several {', '.join(state.slots)}: give the part "
-            "that belongs to this optimizer"
-        ) from None
-    missing = [name for name, tree in moments.items() if tree is None]
-    if missing:
-        raise ValueError(
-            f"the optax state has no {', '.join(missing)}: it belongs to another "
-            "optimizer"
-        )
-    counts = [x for _, x in optax.tree.get_all_with_path(optax_state, "count")]
-    moments = _signed(state, moments)
-    made = requantize(state, moments, counts[0] if counts else None)
-    return made._replace(extra=made.extra | _unknown_norms(state))
-
-
-def _unknown_norms(state: State) -> dict[str, jax.Array]:
+def unknown_norms(state: State) -> dict[str, jax.Array]:
     """The history of `percentile_clipping` where it is not known: clip nothing yet."""
     history = state.extra.get("clip_history")
     return {} if history is None else {"clip_history": jnp.full_like(history, jnp.inf)}
 
 
-def to_optax(state: State, optax_state: _S) -> _S:
-    """An optax state with the moments of an Octavo one, in 32 bits.
-
-    Args:
-      state: the Octavo state, not traced.
-      optax_state: gives the structure: `init(params)` of the same optimizer in optax.
-
-    >>> import jax.numpy as jnp, optax
-    >>> from octavo import optim
-    >>> params = jnp.ones((64, 128))
-    >>> ours = optim.adam(0.1).init(params)
-    >>> theirs = optim.to_optax(ours, optax.adam(0.1).init(params))
-    """
-    moments = _signed(state, dequantize(state))
-    if optax.tree.get_all_with_path(optax_state, "count"):
-        moments["count"] = state.count
-    return optax.tree.set(optax_state, **moments)
-
-
-def _signed(state: State, moments: dict[str, Any]) -> dict[str, Any]:
-    """Moments of optax as Octavo has them, and the other way round."""
-    records = list(records_of(state).values())
-    negated = {slot.name for r in records[:1] for slot in r.slots if slot.negated}
-    return {
-        name: jax.tree.map(jnp.negative, tree) if name in negated else tree
-        for name, tree in moments.items()
-    }
+# A moment from what optax keeps of it (see `Slot.in_optax`), and the other way round.
+FROM_OPTAX: Mapping[InOptax, Callable[[jax.Array], jax.Array]] = {
+    "same": lambda x: x,
+    "negated": jnp.negative,
+    "root": jnp.square,
+}
+TO_OPTAX = {**FROM_OPTAX, "root": jnp.sqrt}
 
 
 def decoded(

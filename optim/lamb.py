@@ -10,7 +10,7 @@ import optax
 from octavo.pallas_kernels import Norms
 
 from .adam import ADAM, AdamNumbers
-from .checks import check_bool, check_bounds, check_not_negative
+from .checks import check_bool, check_bounds
 from .options import Options, with_options
 from .stepping.transformation import Transformation, fused
 
@@ -116,7 +116,6 @@ def lamb(
     >>> print(f"{params['w'][0, 0]:.4f}")
     1.8000
     """
-    check_not_negative(weight_decay=weight_decay)
     numbers = LambNumbers(
         b1,
         b2,

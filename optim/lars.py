@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from octavo.pallas_kernels import Norms, Slot
+from octavo.pallas_kernels import Norms
 
 from .checks import check_bool, check_not_negative
+from .momentum import MomentumNumbers, check_nesterov, momentum_rule
 from .options import Options, with_options
-from .sgd import MomentumNumbers, momentum_rule
 from .stepping.transformation import Transformation, fused
 
 
@@ -113,7 +113,6 @@ def lars(
     >>> print(f"{params['w'][0, 0]:.4f}")
     1.8000
     """
-    check_not_negative(weight_decay=weight_decay)
     check_bool(nesterov=nesterov, learning_rate_first=learning_rate_first)
     limit = options.get("max_unorm")
     if limit is not None:
@@ -122,11 +121,10 @@ def lars(
             "already. Leave max_unorm out, or write optim.preset('lars-bitsandbytes', "
             "learning_rate, max_unorm=...), which has no ratio"
         )
+    check_nesterov(nesterov, momentum, dampening)
     numbers = LarsNumbers(momentum, dampening, trust_coefficient, eps, decay_norm)
     rule = replace(
-        momentum_rule(numbers, nesterov, rate_first=learning_rate_first),
-        # optax' LARS multiplies by minus the learning rate on the way into m.
-        slots=(Slot("trace", signed=True, negated=learning_rate_first),),
+        momentum_rule(nesterov, rate_first=learning_rate_first),
         decay="gradient",
         ratio=_ratio,
         scales="gradient",

@@ -1,31 +1,43 @@
 """Options that every optimizer takes, and the same once they are checked."""
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, TypeAlias, TypedDict, TypeVar
+from functools import wraps
+from typing import Any, TypeAlias, TypedDict, TypeVar, cast
 
 import jax
 
-from octavo.pallas_kernels import BACKENDS, FORMATS, Format, Slot
+from octavo.pallas_kernels import BACKENDS, FORMATS, SLOW, Format, Slot
 
-from .checks import check_block_size, check_bool, check_int, check_positive
+from .checks import (
+    check_block_size,
+    check_bool,
+    check_int,
+    check_not_negative,
+    check_positive,
+    is_number,
+)
+from .spelling import Callee, translated
 
 _T = TypeVar("_T")
 _F = TypeVar("_F", bound=Callable[..., Any])
-PerLeaf: TypeAlias = _T | Callable[[str], _T]
+# A tree like the parameters, or a prefix of one, has no type of its own.
+PerLeaf: TypeAlias = _T | Callable[[str], _T] | Any
 StateFormat: TypeAlias = str | Mapping[str, str]
 
 
 class Options(TypedDict, total=False):
     """Keyword options of every optimizer.
 
-    Those marked "per leaf" may be functions of the leaf's path, `"encoder/kernel"`.
-    Limits on gradients and steps may change without recompiling, as hyperparameters do.
+    Those marked "per leaf" may also be a tree of values like the parameters, a prefix
+    of one, or a function of the leaf's path, `"encoder/kernel"`. Limits on gradients
+    and steps may change without recompiling, as hyperparameters do.
 
     Attributes:
       state: how moments are stored, per leaf: `"8bit"` (default), `"dynamic8"`
-        (bitsandbytes' code book), `"bf16"`, `"32bit"`; or one for each slot,
+        (bitsandbytes' code book), `"16bit"`, `"bf16"`, `"32bit"`; or one for each slot,
         `{"mu": "bf16", "nu": "8bit"}`.
       min_quantized_size: leaves with fewer values (in a layer, see `layer_axes`) keep
         32-bit state. Default 4096: they are norms and biases, sensitive and small. Of
@@ -36,9 +48,11 @@ class Options(TypedDict, total=False):
       block_axis: the axis along which blocks run, per leaf. Default None: the longest
         one other than the last.
       layer_axes: axes along which leaves stack layers, as scan over layers does: an
-        int or a tuple of them for every leaf, a tree of those like the parameters (or a
-        prefix), or per leaf; None: the leaf is one layer. Each layer has norms and a
-        ratio of its own, and no block spans two.
+        int or a tuple of them, per leaf; None: the leaf is one layer. Each layer has
+        norms and a ratio of its own, and no block spans two.
+      lr_scale: factor of the learning rate, not negative, per leaf: for layer-wise
+        decay of rates, or muP. An operand, like the rate itself; 0 leaves a leaf as it
+        is, while its moments go on. Default 1.
       grad_clip_norm: scale all gradients so that their global norm is at most this.
       grad_clip_value: then clip each value of a gradient to at most this magnitude.
       percentile_clipping: int from 1 to 100: before both, scale the gradient of a leaf
@@ -74,6 +88,7 @@ class Options(TypedDict, total=False):
     block_size: PerLeaf[int]
     block_axis: PerLeaf[int | None]
     layer_axes: Any
+    lr_scale: PerLeaf[float]
     grad_clip_norm: float | None
     grad_clip_value: float | None
     percentile_clipping: int | None
@@ -94,6 +109,7 @@ class Settings:
     block_size: PerLeaf[int] = 32
     block_axis: PerLeaf[int | None] = None
     layer_axes: Any = None
+    lr_scale: PerLeaf[Any] = 1.0
     grad_clip_norm: Any = None
     grad_clip_value: Any = None
     percentile_clipping: int | None = None
@@ -122,10 +138,12 @@ class Settings:
         settings = cls(**given)  # type: ignore[arg-type]
         if not callable(settings.backend):
             settings.backend_of("")
-        if not callable(settings.state):
-            settings.formats("", slots)
-        if not callable(settings.block_size):
+        if not settings.state_by_leaf(slots):
+            formats_of(settings.state, slots)
+        if not callable(settings.block_size) and not is_tree(settings.block_size):
             check_block_size(settings.block_size, "")
+        if is_number(settings.lr_scale):
+            check_not_negative(lr_scale=settings.lr_scale)
         for name in ("min_quantized_size", "seed"):
             check_int(name, getattr(settings, name))
         check_positive(
@@ -159,24 +177,69 @@ class Settings:
             )
         return name
 
-    def formats(self, path: str, slots: tuple[Slot, ...]) -> tuple[Format, ...]:
-        """The formats that the option `state` gives to the slots of a leaf."""
-        state = self.state(path) if callable(self.state) else self.state
-        names = [slot.name for slot in slots]
-        if isinstance(state, str):
-            _check_format(state, path)
-            state = dict.fromkeys(names, state)
-        if not isinstance(state, Mapping) or set(state) != set(names):
-            raise ValueError(
-                f"state={state!r}{at(path)}: give one format, or one for each slot, "
-                f"like {(dict.fromkeys(names, '8bit'))}"
-            )
-        for name in state.values():
-            _check_format(name, path)
-        return tuple(
-            FORMATS[state[slot.name]](slot.signed, slot.relative_to is not None)
-            for slot in slots
+    def state_by_leaf(self, slots: tuple[Slot, ...]) -> bool:
+        """Whether the option `state` may differ from leaf to leaf."""
+        return callable(self.state) or not is_state(self.state, slots)
+
+
+def is_state(value: Any, slots: tuple[Slot, ...]) -> bool:
+    """Whether a value says how slots are stored; otherwise it is a tree of such."""
+    if isinstance(value, Mapping):
+        names = {slot.name for slot in slots}
+        return bool(names & set(value)) or not value
+    return not is_tree(value)
+
+
+def is_tree(value: Any) -> bool:
+    """Whether a value is a tree of several, and no value itself."""
+    return not jax.tree_util.all_leaves([value])
+
+
+def formats_of(
+    state: StateFormat, slots: tuple[Slot, ...], path: str = ""
+) -> tuple[Format, ...]:
+    """The formats that the option `state` of a leaf gives to its slots."""
+    names = [slot.name for slot in slots]
+    if isinstance(state, str):
+        _check_format(state, path)
+        state = dict.fromkeys(names, state)
+    if not isinstance(state, Mapping) or set(state) != set(names):
+        raise ValueError(
+            f"state={state!r}{at(path)}: give one format, or one for each slot, "
+            f"like {(dict.fromkeys(names, '8bit'))}"
         )
+    for name in state.values():
+        _check_format(name, path)
+    chosen = (
+        SLOW.get(state[slot.name], state[slot.name]) if slot.slow else state[slot.name]
+        for slot in slots
+    )
+    return tuple(
+        FORMATS[name](slot.signed, slot.relative_to is not None)
+        for name, slot in zip(chosen, slots, strict=True)
+    )
+
+
+def embeddings_in_32bit(path: str) -> str:
+    """For the option `state`: embeddings in 32 bits, all other leaves in 8.
+
+    The rows of an embedding differ more than those of any other leaf: rare words have
+    no gradients for thousands of steps. It is what bitsandbytes' `StableEmbedding`
+    does. Embeddings are the leaves below a name that contains `embed`, or is `wte` or
+    `wpe`.
+
+    Args:
+      path: of a leaf, "decoder/embedder/kernel".
+
+    >>> from octavo import optim
+    >>> tx = optim.adamw(1e-3, state=optim.embeddings_in_32bit)
+    >>> [optim.embeddings_in_32bit(path) for path in ("wte/embedding", "mlp/up/kernel")]
+    ['32bit', '8bit']
+    """
+    return "32bit" if _EMBEDDING.search(path) else "8bit"
+
+
+_EMBEDDING = re.compile(r"embed|(^|/)(wte|wpe)(/|$)", re.IGNORECASE)
 
 
 def at(path: str) -> str:
@@ -204,7 +267,7 @@ def _listed(names: Mapping[str, Any]) -> str:
 
 
 def with_options(optimizer: _F) -> _F:
-    """Show the keyword options in the signature of `optimizer(..., **options)`.
+    """Take arguments in the words of others, and show all options in the signature.
 
     `optax.inject_hyperparams` reads signatures: it must find the names (for its
     static_args) and no integer defaults, which it would turn into arrays.
@@ -216,5 +279,12 @@ def with_options(optimizer: _F) -> _F:
         for name in Options.__annotations__
     ]
     shown = signature.replace(parameters=[*given, *named])
-    optimizer.__signature__ = shown  # type: ignore[attr-defined]
-    return optimizer
+    name = optimizer.__name__  # type: ignore[attr-defined]
+    callee = Callee(name, name, shown)
+
+    @wraps(optimizer)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        return optimizer(**translated(callee, args, kwargs))
+
+    called.__signature__ = shown  # type: ignore[attr-defined]
+    return cast(_F, called)

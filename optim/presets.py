@@ -1,5 +1,6 @@
 """Published implementations of LAMB and LARS, by name."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -13,6 +14,7 @@ from .adam import adamw
 from .lamb import lamb
 from .lars import lars
 from .sgd import sgd
+from .spelling import Callee, translated
 from .stepping.transformation import Transformation
 
 
@@ -92,7 +94,9 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             {"adapt_mask": True, "eps": 1e-8, "learning_rate_first": False},
             "braintools 0.3 Lars",
         ),
-        "lars-bitsandbytes": Preset(sgd, {"max_unorm": 0.02}, "bitsandbytes 0.50 LARS"),
+        "lars-bitsandbytes": Preset(
+            sgd, {"momentum": 0.9, "max_unorm": 0.02}, "bitsandbytes 0.50 LARS"
+        ),
     }
 )
 
@@ -119,5 +123,7 @@ def preset(
     if name not in PRESETS:
         raise ValueError(f"unknown preset {name!r}; known are {', '.join(PRESETS)}")
     chosen = PRESETS[name]
-    given = {"learning_rate": learning_rate, **chosen.arguments, **arguments}
-    return chosen.optimizer(**chosen.rewrite(given))
+    function = chosen.optimizer
+    callee = Callee("preset", function.__name__, inspect.signature(function))
+    own = translated(callee, (), {"learning_rate": learning_rate, **arguments})
+    return function(**chosen.rewrite({**chosen.arguments, **own}))

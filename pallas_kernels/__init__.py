@@ -9,6 +9,7 @@ from .backends import choose as choose
 from .backends import run as run
 from .backends import run_all as run_all
 from .formats import FORMATS as FORMATS
+from .formats import SLOW as SLOW
 from .formats import Float32 as Float32
 from .formats import Format as Format
 from .formats import numbered as numbered
@@ -21,6 +22,7 @@ from .program import Scalars as Scalars
 from .program import Sum as Sum
 from .rounding import leaf_number as leaf_number
 from .rounding import step_key as step_key
+from .rule import InOptax as InOptax
 from .rule import Norms as Norms
 from .rule import Rule as Rule
 from .rule import Slot as Slot

@@ -15,6 +15,7 @@ Tiles: TypeAlias = tuple[jax.Array, ...]
 Shape: TypeAlias = tuple[int, ...]
 Direction: TypeAlias = Callable[[jax.Array, Tiles, Any], tuple[jax.Array, Tiles]]
 Joins: TypeAlias = Literal["gradient", "direction", "update"]
+InOptax: TypeAlias = Literal["same", "negated", "root"]
 
 
 class Slot(NamedTuple):
@@ -24,21 +25,28 @@ class Slot(NamedTuple):
       name: field of the moment in the state, as in optax (`mu`, `nu`).
       signed: whether values may be negative. Unsigned slots hold second moments,
         which are divided by: their formats never store a non-zero value as zero.
-      initial: the value that every moment starts with.
+      initial: the value that every moment starts with; None: it is traced, and so
+        known to `init` alone.
       shape: of the moment, from that of its parameter: of the same rank, such as
         `lambda shape: (shape[0], 1)` for one value in each row. Such a slot is never
         quantized. Default None: the parameter's own.
-      negated: whether optax keeps the same moment with the other sign.
+      in_optax: what optax keeps: the same, the moment with the other sign, or its root.
       relative_to: an unsigned slot of the same rule, a mean of squares whose root is
         of this moment's size. Quantized formats may store the moment divided by it.
+      slow: whether its decay is so near 1, .999 and up, that 8 bits lose it in their
+        own noise: see `SLOW` of the formats.
+      nearest: whether unbiased formats round it to the nearest, too: a running maximum
+        of noisy codes would grow.
     """
 
     name: str
     signed: bool
-    initial: float = 0.0
+    initial: float | None = 0.0
     shape: Callable[[Shape], Shape] | None = None
-    negated: bool = False
+    in_optax: InOptax = "same"
     relative_to: str | None = None
+    slow: bool = False
+    nearest: bool = False
 
 
 class Norms(NamedTuple):

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from . import rounding
 from .arithmetic import not_below
+from .formats import Format
 from .program import Leaf, Program, Scalars, wide
 from .rule import Rule
 
@@ -203,8 +204,14 @@ def new_codes(
 ) -> tuple[Any, ...]:
     """The codes of each slot, or its moments where it is not quantized."""
     rows = zip(program.storage.formats, new.stored, blocks.encoding, strict=True)
+    slots = program.rule.slots
+
+    def noise(k: int, form: Format) -> jax.Array | int:
+        chosen = form.unbiased and not slots[k].nearest
+        return random(k) if chosen else rounding.NEAREST
+
     codes = [
-        form.encoded(x, block, random(k) if form.unbiased else rounding.NEAREST)
+        form.encoded(x, block, noise(k, form))
         for k, (form, x, block) in enumerate(rows)
     ]
     return _replaced(keep, codes, tile.codes, leaf.codes)

@@ -13,6 +13,7 @@ import numpy as np
 from .arithmetic import inverse_root, root
 from .formats import Format, widened
 from .layout import Blocks, merge, split
+from .rule import InOptax
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,9 @@ class StoredSlot:
       name: of the slot.
       format: how.
       dtype: of the codes: the format's, or the parameter's where that is wider.
-      initial: the value that each moment starts with.
+      initial: the value that each moment starts with; None: known to `init` alone.
       shape: where the slot has another shape than its parameter; else None.
-      negated: whether optax keeps the moment with the other sign.
+      in_optax: what optax keeps of the moment; see `Slot.in_optax`.
       reference: number of the slot by whose root the moment is divided before it is
         stored; None: it is stored as it is.
     """
@@ -33,9 +34,9 @@ class StoredSlot:
     name: str
     format: Format
     dtype: np.dtype[Any]
-    initial: float = 0.0
+    initial: float | None = 0.0
     shape: tuple[int, ...] | None = None
-    negated: bool = False
+    in_optax: InOptax = "same"
     reference: int | None = None
 
 
@@ -102,6 +103,10 @@ class Storage:
     def initial(self, k: int) -> tuple[Any, Any]:
         """The code and the scale with which slot k starts, as numbers."""
         slot = self.slots[k]
+        if slot.initial is None:
+            raise ValueError(
+                f"slot {slot.name!r} starts with a value that is not known"
+            )
         if slot.initial == 0.0 or not slot.format.quantized:
             return slot.initial, 0.0
         with jax.ensure_compile_time_eval():

@@ -15,6 +15,22 @@ import optax
 from octavo import optim
 from octavo.pallas_kernels import Slot
 
+from formulas import (
+    adagrad_float64,
+    adagrad_of_optax,
+    adamax_float64,
+    adamw_float64,
+    ademamix_float64,
+    amsgrad_float64,
+    amsgrad_of_optax,
+    lamb_float64,
+    lars_float64,
+    nadam_float64,
+    rmsprop_float64,
+    sgd_float64,
+    sgd_of_optax,
+)
+
 
 class RuleCase(NamedTuple):
     """An optimizer, the optax one that it equals in 32 bits, and its formula.
@@ -43,97 +59,33 @@ class RuleCase(NamedTuple):
         return self.ours(1.0, **self.kwargs).optimizer.rule.slots
 
 
-def adamw_float64(
-    p: np.ndarray,
-    grads: list[np.ndarray],
-    lr: float,
-    weight_decay: float = 0.0,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
-) -> np.ndarray:
-    """arXiv 1412.6980, algorithm 1 as printed, and 1711.05101's decay, in float64."""
-    # The betas as float32 holds them: 1 - b2 differs by 1.3e-5 from 0.001 then.
-    b1, b2 = float(np.float32(b1)), float(np.float32(b2))
-    p, m, v = p.astype(np.float64), np.zeros(p.shape), np.zeros(p.shape)
-    for t, g in enumerate(grads, 1):
-        m = b1 * m + (1 - b1) * g
-        v = b2 * v + (1 - b2) * g.astype(np.float64) ** 2
-        m_hat, v_hat = m / (1 - b1**t), v / (1 - b2**t)
-        p = p - lr * (m_hat / (np.sqrt(v_hat) + eps) + weight_decay * p)
-    return p
-
-
-def lamb_float64(
-    p: np.ndarray,
-    grads: list[np.ndarray],
-    lr: float,
-    weight_decay: float,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-6,
-) -> np.ndarray:
-    """arXiv 1904.00962 v5, algorithm 2, phi the identity, in float64."""
-    b1, b2 = float(np.float32(b1)), float(np.float32(b2))
-    p, m, v = p.astype(np.float64), np.zeros(p.shape), np.zeros(p.shape)
-    for t, g in enumerate(grads, 1):
-        m = b1 * m + (1 - b1) * g
-        v = b2 * v + (1 - b2) * g.astype(np.float64) ** 2
-        r = m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + eps)
-        u = r + weight_decay * p
-        p = p - lr * np.linalg.norm(p) / np.linalg.norm(u) * u
-    return p
-
-
-def lars_float64(
-    p: np.ndarray,
-    grads: list[np.ndarray],
-    lr: float,
-    weight_decay: float,
-    trust_coefficient: float,
-    momentum: float = 0.9,
-) -> np.ndarray:
-    """arXiv 1708.03888, algorithm 1, but with the norm of the sum, in float64."""
-    p, m = p.astype(np.float64), np.zeros(p.shape)
-    for g in grads:
-        g = g + weight_decay * p
-        rate = lr * trust_coefficient * np.linalg.norm(p) / np.linalg.norm(g)
-        m = momentum * m + rate * g
-        p = p - m
-    return p
-
-
-def sgd_float64(
-    p: np.ndarray,
-    grads: list[np.ndarray],
-    lr: float,
-    weight_decay: float,
-    momentum: float = 0.9,
-) -> np.ndarray:
-    """Polyak's heavy ball with L2 regularization, as in torch, in float64."""
-    momentum = float(np.float32(momentum))
-    p, m = p.astype(np.float64), np.zeros(p.shape)
-    for g in grads:
-        m = momentum * m + g + weight_decay * p
-        p = p - lr * m
-    return p
-
-
-def sgd_of_optax(
-    learning_rate: float, weight_decay: float, momentum: float = 0.9
-) -> optax.GradientTransformation:
-    """What optax has instead of the argument `weight_decay`."""
-    return optax.chain(
-        optax.add_decayed_weights(weight_decay),
-        optax.sgd(learning_rate, momentum=momentum),
-    )
-
-
 RULES: dict[str, RuleCase] = {
     "adam": RuleCase(optim.adam, optax.adam, {}, adamw_float64),
     "adam-b2": RuleCase(optim.adam, optax.adam, {"b1": 0.8, "b2": 0.95}, adamw_float64),
+    "nadam": RuleCase(optim.adam, optax.adam, {"nesterov": True}, nadam_float64),
+    "amsgrad": RuleCase(
+        optim.adam, amsgrad_of_optax, {"amsgrad": True}, amsgrad_float64
+    ),
     "adamw": RuleCase(
         optim.adamw, optax.adamw, {"weight_decay": 0.1, "eps": 1e-6}, adamw_float64
+    ),
+    "adamax": RuleCase(optim.adamax, optax.adamax, {}, adamax_float64),
+    "ademamix": RuleCase(
+        optim.ademamix, optax.contrib.ademamix, {"weight_decay": 0.1}, ademamix_float64
+    ),
+    "rmsprop": RuleCase(optim.rmsprop, optax.rmsprop, {}, rmsprop_float64),
+    "rmsprop-all": RuleCase(
+        optim.rmsprop,
+        optax.rmsprop,
+        {"centered": True, "momentum": 0.9, "nesterov": True},
+        rmsprop_float64,
+    ),
+    "adagrad": RuleCase(
+        optim.adagrad,
+        adagrad_of_optax,
+        {"weight_decay": 0.1},
+        adagrad_float64,
+        pure=False,
     ),
     "lamb": RuleCase(
         optim.lamb, optax.lamb, {"weight_decay": 0.1}, lamb_float64, kernels=2
@@ -148,6 +100,13 @@ RULES: dict[str, RuleCase] = {
         max_unorm=False,
     ),
     "sgd": RuleCase(
+        optim.sgd,
+        sgd_of_optax,
+        {"weight_decay": 0.1, "momentum": 0.9},
+        sgd_float64,
+        pure=False,
+    ),
+    "descent": RuleCase(
         optim.sgd, sgd_of_optax, {"weight_decay": 0.1}, sgd_float64, pure=False
     ),
 }
@@ -158,6 +117,8 @@ OPTIMIZERS: list[str] = [
     if name == next(first for first, x in RULES.items() if x.ours is case.ours)
 ]
 ADAPTING: list[str] = [name for name in OPTIMIZERS if RULES[name].kernels > 1]
+# For those that are slower: with one, two and three slots, with one pass and two.
+KINDS: list[str] = ["adamw", "ademamix", "sgd", *ADAPTING]
 
 
 class FormatCase(NamedTuple):
@@ -191,19 +152,39 @@ def _alike(signed: FormatCase, unsigned: FormatCase) -> dict[Kind, FormatCase]:
     return {RELATIVE: signed, SIGNED: signed, UNSIGNED: unsigned}
 
 
+_BITS16 = 1 - 2.0**-12 - 2.0**-16  # of the largest code, less that of zero
+
 # name -> kind of slot -> promise
 FORMATS: dict[str, dict[Kind, FormatCase]] = {
     "32bit": _alike(*[FormatCase(0.0, 1e-30, 0.0, {})] * 2),
     "bf16": _alike(*[FormatCase(2.0**-8, 1e-30, 0.0, {})] * 2),
+    # bits16: 2,048 equal steps in each octave of y; half a step is 2**-12 of the lowest
+    # y in it, which is 2**-16 more than its value: in the range, the worst is of 2**-7.
+    "16bit": _alike(
+        FormatCase(
+            2.0**-12 / (1 - 2.0**-9),
+            2.0**-8,
+            2.0**-27 / _BITS16,
+            {
+                32767: 1.0,
+                -32767: -1.0,
+                1: 2.0**-27 / _BITS16,
+                2048: 2.0**-16 / _BITS16,
+                -4096: -3 * 2.0**-16 / _BITS16,
+                0: 0.0,
+            },
+        ),
+        FormatCase(2.0**-8, 1e-30, 0.0, {}),
+    ),
     # linear8, ratio8: 127 equal steps; the worst midpoint above a tenth is 13.5 steps.
     # bits8: 264 equal steps of y, which is half of the largest at 2**-8. There a step
     # is 1/132 of it, and v moves by up to 15 times as much, where the last of the eight
     # octaves begins that y has in one of its own: 15/264 to the nearest, and a little
-    # less with the scales that bf16 has.
+    # less with the scales that there are, eighths of an octave.
     "8bit": _alike(
         FormatCase(1 / 27, 0.1, 1 / 127, {127: 1.0, -127: -1.0, 64: 64 / 127, 0: 0.0}),
         FormatCase(
-            0.0547,
+            0.0554,
             2.0**-8,
             19 / 11 * 2.0**-40,
             {127: 1.0, -5: 2.0**-8, -71: 2.0**-16, -128: 19 / 11 * 2.0**-40},

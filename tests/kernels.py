@@ -102,7 +102,8 @@ def expect_equal_up_to_contraction(got: Leaf, expected: Leaf) -> None:
     for mine, theirs in zip(got.codes, expected.codes, strict=True):
         if jnp.issubdtype(mine.dtype, jnp.integer):
             difference = np.abs(mine.astype(jnp.int32) - theirs.astype(jnp.int32))
-            wrapped = np.minimum(difference, 256 - difference)
+            codes = 2 ** (8 * mine.dtype.itemsize)
+            wrapped = np.minimum(difference, codes - difference)
             assert wrapped.max() <= 1
             assert (wrapped > 0).mean() < 1e-3
     for mine, theirs in zip(got.scales, expected.scales, strict=True):

@@ -97,7 +97,10 @@ def test_optax_there_and_back_changes_nothing(rule: str) -> None:
     reached, before = run_optax(theirs, params, grads[:3], theirs.init(params))
     converted = optim.from_optax(ours.init(params), before)
     back = optim.to_optax(converted, theirs.init(params))
-    assert_same_bits(back, before)
+    if case.kwargs.get("centered"):  # nu is the sum of two that are rounded
+        chex.assert_trees_all_close(back, before, rtol=2.0**-22)
+    else:
+        assert_same_bits(back, before)
 
     # And the next steps are theirs: as in test_rules.py, over 3 steps.
     expected, _ = run_optax(theirs, reached, grads[3:], before)

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from octavo import optim, schedules
 from octavo.pallas_kernels import FORMATS, Format
-from octavo.pallas_kernels.formats import BFloat16, Bits8, Linear8, widened
+from octavo.pallas_kernels.formats import BFloat16, Bits8, Bits16, Linear8, widened
 from octavo.pallas_kernels.rounding import NEAREST, NOISE_BITS
 
 from meshes import mesh_of
@@ -110,11 +110,12 @@ _UP = (1 << NOISE_BITS) - 1
 @pytest.mark.parametrize(
     ("form", "low", "noise", "error"),
     [
-        (BFloat16(unbiased=False), 1e-6, NEAREST, 1 / 257),
-        (BFloat16(unbiased=True), 1e-6, _UP, 1 / 128),
+        (BFloat16(), 1e-6, NEAREST, 1 / 257),
+        (BFloat16(), 1e-6, _UP, 1 / 128),
+        (Bits16(), 0.1, _UP, 1 / 2048),
     ],
 )
-def test_worst_errors_of_bf16(
+def test_worst_errors_of_16_bits(
     form: Format, low: float, noise: int, error: float
 ) -> None:
     # The largest noise is less than a whole unit.
@@ -139,7 +140,7 @@ def percent(cells: list[str]) -> list[float]:
 
 
 def test_worst_errors_of_bits8_are_those_of_the_table() -> None:
-    """Of all scales that bf16 has between two powers of 2: of v, eight octaves."""
+    """Of all largest y that bf16 has between two powers of 2: of v, eight octaves."""
     (lows,) = rows_of("docs/formats.md", "√v down to")
     (errors,) = rows_of("docs/formats.md", "worst relative error of √v")
     eighths = 1 + np.arange(128) / 16
@@ -166,8 +167,8 @@ def test_the_picture_of_formats_shows_these_errors() -> None:
     pytest.importorskip("matplotlib")
     drawn = runpy.run_path(str(ROOT / "docs/build_formats.py"))["worst_errors"]
     sizes = np.geomspace(1e-4, 1, 20_001)[:-1]
-    found = drawn(BFloat16(unbiased=False), sizes, True).max()
-    assert found == pytest.approx(1 / 257, rel=3e-3)  # sizes are 5e-4 apart
+    found = drawn(BFloat16(), sizes, True).max()
+    assert found == pytest.approx(1 / 128, rel=3e-3)  # sizes are 5e-4 apart
     for form in (Linear8(), Linear8(relative=True)):
         last = drawn(form, sizes, True)[-1]
         assert last < 1 / 127 / 0.7  # 0.3 decades, half of them

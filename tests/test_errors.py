@@ -106,7 +106,11 @@ def test_of_lars(arguments: dict[str, Any], message: str) -> None:
         ({"weight_decay": -1.0}, "weight_decay=-1.0 must be finite and not negative"),
         ({"nesterov": 1}, "nesterov=1 must be True or False"),
         ({"nesterov": True, "momentum": 0.0}, "nesterov=True with momentum=0.0: it"),
-        ({"nesterov": True, "dampening": 0.1}, "nesterov=True with dampening=0.1: it"),
+        (
+            {"nesterov": True, "momentum": 0.9, "dampening": 0.1},
+            "nesterov=True with dampening=0.1: it",
+        ),
+        ({"dampening": 0.1}, "dampening=0.1 without momentum: there is nothing to"),
     ],
 )
 def test_of_sgd(arguments: dict[str, Any], message: str) -> None:
@@ -153,7 +157,7 @@ def test_unknown_option_lists_the_known_ones() -> None:
         ),
         (
             {"layer_axes": lambda path: "0"},
-            "layer_axes for 'a/kernel'='0' must be an int",
+            "layer_axes for 'a/kernel' is '0', not ints",
         ),
         ({"layer_axes": {"a": 0}}, "layer_axes does not fit the parameters at 'b'"),
         (
@@ -202,7 +206,7 @@ def test_states_of_others() -> None:
     with pytest.raises(ValueError, match="the state is a tuple, not that of an Octavo"):
         tx.update(params, (), params)
     with pytest.raises(ValueError, match=r"state has .*'trace'.*, but .*'mu', 'mu_sc"):
-        tx.update(params, optim.sgd(1e-3).init(params), params)
+        tx.update(params, optim.sgd(1e-3, 0.9).init(params), params)
 
 
 def test_parameters_that_do_not_fit() -> None:

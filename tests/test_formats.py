@@ -10,7 +10,7 @@ import pytest
 from octavo import optim
 from octavo.pallas_kernels import FORMATS as KERNEL_FORMATS
 from octavo.pallas_kernels import Format, numbered
-from octavo.pallas_kernels.formats import Bits8, Linear8, widened
+from octavo.pallas_kernels.formats import Bits8, Bits16, Linear8, widened
 from octavo.pallas_kernels.rounding import NEAREST, NOISE_BITS
 
 from cases import FORMATS, RELATIVE, SIGNED, UNSIGNED, FormatCase
@@ -18,7 +18,8 @@ from cases import FORMATS, RELATIVE, SIGNED, UNSIGNED, FormatCase
 TINY = float(np.finfo(np.float32).tiny)
 UNIT = 1 << NOISE_BITS  # noise that is one code
 _WORDS = {SIGNED: "signed", RELATIVE: "relative", UNSIGNED: "unsigned"}
-LEAST = 2.0**-100  # scale of linear8 and ratio8
+LEAST = 2.0**-100  # scale of linear8, ratio8 and bits16
+TOP = 2.0**16 - 2.0**4  # y of the largest in bits16; that of zero is 1
 # Each format once, with its promise, and whether its values may be negative.
 CASES: dict[str, tuple[Format, FormatCase, bool]] = {
     f"{name} {_WORDS[kind]}": (KERNEL_FORMATS[name](*kind), promise, kind[0])
@@ -54,6 +55,23 @@ def decoded(fmt: Format, codes: Any, scale: Any) -> np.ndarray:
 def round_trip(fmt: Format, x: np.ndarray, noise: Any = NEAREST) -> np.ndarray:
     """Store and load a block."""
     return decoded(fmt, *encoded(fmt, x, noise))
+
+
+def unit(fmt: Format) -> float:
+    """What rounding is exact to, in codes: one of the noises that it takes."""
+    return 2.0**-12 if isinstance(fmt, Bits16) else 1 / UNIT
+
+
+def code_of(size: np.ndarray) -> np.ndarray:
+    """Codes of bits16, and parts of one, for magnitudes relative to the largest."""
+    mantissa, exponent = np.frexp(1 + size * (TOP - 1))
+    return 2048 * (exponent - 1 + 2 * mantissa - 1)
+
+
+def size_of(code: np.ndarray) -> np.ndarray:
+    """The inverse."""
+    octave, part = np.divmod(code, 2048)
+    return (2.0**octave * (1 + part / 2048) - 1) / (TOP - 1)
 
 
 def curve(v: np.ndarray) -> np.ndarray:
@@ -119,7 +137,7 @@ def test_below_the_range_values_flush_or_are_clamped_up(label: str) -> None:
 @pytest.mark.parametrize("largest", [TINY * 4, 1e-30, 1e-8, 1.0, 1e8, 1e30, 8e37])
 def test_any_magnitude_keeps_its_precision(label: str, largest: float) -> None:
     fmt, case, _ = CASES[label]
-    largest = max(largest, LEAST) if isinstance(fmt, Linear8) else largest
+    largest = max(largest, LEAST) if isinstance(fmt, Linear8 | Bits16) else largest
     x = np.float32(largest) * np.asarray([1.0, 0.75, 0.5, 0.3], np.float32)
     np.testing.assert_allclose(round_trip(fmt, x), x, rtol=case.worst + 1e-6)
 
@@ -148,6 +166,7 @@ def test_every_format_has_a_number_of_its_own() -> None:
     formats = {form for form, _, _ in CASES.values()}
     assert len({form.number for form in formats}) == len(formats)
     assert all(numbered(form.number) == form for form in formats)
+    assert numbered(2) == KERNEL_FORMATS["bf16"](*SIGNED), "once to the nearest"
 
 
 # -------------------------------------------------------------------- every single code
@@ -165,10 +184,12 @@ def dynamic_map(signed: bool) -> tuple[np.ndarray, np.ndarray]:
 
 
 LEVELS, _EQUAL = np.arange(9, 265), np.arange(-127, 128)
+_WIDE = np.arange(-32767, 32768)
 # Codes and their values beside a largest of 1 (bits8: of 2), ascending, in float64.
 BOOKS: dict[str, tuple[np.ndarray, np.ndarray]] = {
     **{f"8bit {kind}": (_EQUAL, _EQUAL / 127) for kind in ("relative", "signed")},
     "8bit unsigned": (LEVELS - 137, inverse_curve(2.0**-47 * LEVELS / 264)),
+    "16bit signed": (_WIDE, np.sign(_WIDE) * size_of(np.abs(_WIDE))),
     "dynamic8 signed": dynamic_map(True),
     "dynamic8 unsigned": dynamic_map(False),
 }
@@ -179,9 +200,9 @@ def test_every_code_has_its_value(label: str) -> None:
     (fmt, case, _), (codes, values) = CASES[label], BOOKS[label]
     assert len(codes) == len(values) >= 255
     for code, value in case.levels.items():  # those computed by hand
-        got = decoded(fmt, np.full((1, 1), code, np.int8), scale_of(fmt, 2.0))
+        got = decoded(fmt, np.full((1, 1), code, fmt.dtype), scale_of(fmt, 2.0))
         np.testing.assert_allclose(got, 2 * value, rtol=2e-6)
-    got = decoded(fmt, codes.astype(np.int8)[:, None], scale_of(fmt, values[-1]))
+    got = decoded(fmt, codes.astype(fmt.dtype)[:, None], scale_of(fmt, values[-1]))
     # Two roundings of y, whose slope is at most 15.
     rtol = 15 * 2.0**-23 if label == "8bit unsigned" else 4e-7
     np.testing.assert_allclose(got[:, 0], values, rtol=rtol, atol=0)
@@ -197,7 +218,7 @@ def test_every_border_is_halfway_between_two_codes(label: str) -> None:
     of_codes = curve(values) if isinstance(fmt, Bits8) else values
     border = (of_codes[1:] + of_codes[:-1]) / 2
     # float32; and 2 units below the top, and 1 of float32, where noise is added.
-    near = np.abs(border) * 1e-6 + fmt.unbiased * np.diff(of_codes) * 3 / UNIT
+    near = np.abs(border) * 1e-6 + fmt.unbiased * np.diff(of_codes) * 3 * unit(fmt)
     x = np.concatenate([border - near, border + near, of_codes])
     x = inverse_curve(x) if isinstance(fmt, Bits8) else x
     got, _ = encoded(fmt, x[:, None])
@@ -208,11 +229,14 @@ def test_every_border_is_halfway_between_two_codes(label: str) -> None:
 @quantized
 def test_encoding_again_changes_nothing(label: str) -> None:
     """All codes, with every mantissa of a scale, where the largest has the top code."""
-    fmt, codes = CASES[label][0], BOOKS[label][0].astype(np.int8)
+    fmt = CASES[label][0]
+    codes = BOOKS[label][0].astype(fmt.dtype)
     one = scale_of(fmt, BOOKS[label][1][-1])
-    # bits8's scale is an eighth root: 2**-4 stands for values of 2**-32.
+    # bits8's scale is an eighth root: 2**-4 stands for 2**-32. Its mantissa has 3 bits.
+    first = 16 if isinstance(fmt, Bits8) else 1
+    mantissas = 1 + jnp.arange(128.0)[None] // first * first / 128
     for octave in (1.0, 2.0**-1, 2.0**-4, 2.0**5):
-        scales = one * octave * (1 + jnp.arange(128.0)[None] / 128)
+        scales = one * octave * mantissas
         wide = np.broadcast_to(codes[:, None], (len(codes), 128))
         again, new_scales = encoded(fmt, decoded(fmt, wide, scales))
         np.testing.assert_array_equal(new_scales, scales)
@@ -239,12 +263,17 @@ def blocks(least: float, most: float, seed: int) -> tuple[np.ndarray, np.ndarray
 
 
 def check_codes(
-    codes: Any, levels: np.ndarray, noise: np.ndarray, lowest: int, where: np.ndarray
+    codes: Any,
+    levels: np.ndarray,
+    noise: np.ndarray,
+    ends: tuple[int, int],
+    where: np.ndarray,
+    exact: float = 2.0,
 ) -> None:
-    """Levels in units of noise, exact to 2 of them, rounded by the noise; no wrap."""
+    """Levels in units of noise, `exact` to so many, rounded by the noise; no wrap."""
     got = np.asarray(codes, np.int64)
-    least, most = ((levels + d + noise) // UNIT for d in (-2.0, 2.0))
-    fits = (got >= np.maximum(least, lowest)) & (got <= np.minimum(most, 127))
+    least, most = ((levels + d + noise) // UNIT for d in (-exact, exact))
+    fits = (got >= np.maximum(least, ends[0])) & (got <= np.minimum(most, ends[1]))
     assert fits[np.broadcast_to(where, got.shape)].all()
 
 
@@ -260,11 +289,11 @@ def test_no_code_of_bits8_wraps_around() -> None:
     np.testing.assert_array_equal(scale > 0, stored)
     # float32 has 20 bits of v's mantissa in y, and drops the rest.
     assert (scale >= largest * (1 - 2.0**-23))[stored].all()
-    assert (scale <= largest * 129 / 128).all()
+    assert (scale <= largest * 9 / 8).all()
     per_level = (264 * UNIT - 2) / np.where(stored, scale, 1.0)
     lowest = np.maximum(curve(np.zeros(1)) * per_level + UNIT + 8, 9 * UNIT)
     levels = np.maximum(y * per_level, lowest) - 137 * UNIT + 1
-    check_codes(codes, levels, noise, -128, stored)
+    check_codes(codes, levels, noise, (-128, 127), stored)
     got = decoded(fmt, codes, scale)
     moved = (curve(got) * per_level - levels) / UNIT - 137
     assert (np.abs(moved) < 1.001)[:, stored[0]].all()
@@ -301,7 +330,7 @@ def test_no_code_of_linear8_wraps_around(relative: bool) -> None:
     largest = np.maximum(np.abs(x).max(axis=0, keepdims=True), LEAST).astype(float)
     assert (scale >= largest).all() and (scale <= largest * 129.0 / 128).all()
     levels = x * ((127 * UNIT - 2) / scale)
-    check_codes(codes, levels, noise, -127, np.True_)
+    check_codes(codes, levels, noise, (-127, 127), np.True_)
     assert (np.asarray(codes)[x == 0] == 0).all(), "zero stays zero"
 
 
@@ -315,6 +344,22 @@ def test_the_top_codes_of_linear8_with_every_scale(relative: bool, noise: int) -
     np.testing.assert_array_equal(scale[0], top)
     inward = 127 - np.abs(np.asarray(codes, int)).T
     assert ((inward >= 0) & (inward <= [noise < 2, noise >= UNIT - 2])).all()
+
+
+def test_no_code_of_bits16_wraps_around() -> None:
+    """The factor of a block is exact to 2**-22, and two roundings of float32 follow: in
+    units of noise 16, 4 and 2, and 3 for the two bits of it that are not used."""
+    fmt = Bits16()
+    x, noise = blocks(2.0**-149, 2.0**126, 3)
+    codes, scale = encoded(fmt, x, noise)
+    mirrored, _ = encoded(fmt, -x, noise)
+    np.testing.assert_array_equal(mirrored, -codes)
+    scale = np.asarray(scale, np.float64)
+    largest = np.maximum(x.max(axis=0, keepdims=True), LEAST).astype(float)
+    assert (scale >= largest).all() and (scale <= largest * 129.0 / 128).all()
+    normal = (x >= TINY) | (x == 0)  # others may count as zeros
+    check_codes(codes, code_of(x / scale) * UNIT, noise, (0, 32767), normal, exact=25)
+    assert (np.asarray(codes)[x == 0] == 0).all(), "zero stays zero"
 
 
 GRID = np.concatenate([np.linspace(-1, 1, 41), [0.5123, -0.01, 1e-4, -3e-7]])
@@ -333,10 +378,14 @@ def test_rounding_is_unbiased(label: str, top: float) -> None:
     if isinstance(fmt, Bits8):
         got, exact = curve(got), curve(exact)
     code = 2.0 ** np.floor(np.log2(np.abs(exact))) / 128
-    if fmt.quantized:
+    if isinstance(fmt, Bits16):
+        size = np.abs(exact) / np.asarray(scale, float)[0, 0]
+        octave = np.log2(1 + size * (TOP - 1)) // 1
+        code = np.asarray(scale, float)[0, 0] * 2.0 ** (octave - 11) / (TOP - 1)
+    elif fmt.quantized:
         code = np.asarray(scale, float)[0, 0] / (264 if isinstance(fmt, Bits8) else 127)
     # In units of noise: 2 below the top, and 1 of float32.
-    assert (np.abs(got.mean(axis=1) - exact) <= 3 / UNIT * code).all()
+    assert (np.abs(got.mean(axis=1) - exact) <= 3 * unit(fmt) * code).all()
     assert all(np.unique(row).size <= 2 for row in got)
 
 
@@ -378,6 +427,24 @@ def test_momentum_of_linear8_without_gradients_decays(momentum: float) -> None:
         assert (np.diff(norms) < 0).all(), "it never grows"
 
 
+@pytest.mark.parametrize("momentum", [0.999, 0.9999])
+@pytest.mark.parametrize(
+    ("state", "precision"), [("16bit", 2.0**-11), ("bf16", 2.0**-7)]
+)
+def test_slow_momentum_of_16_bits_without_gradients_decays(
+    state: str, precision: float, momentum: float
+) -> None:
+    """A step takes a part 1 - momentum of m, which goes to one of its neighbours: a
+    variance of at most that times `precision`, in units of m**2. So the square grows by
+    4 `precision` at most in a decay by e**-4, the norm by half of it. And each step's
+    product is rounded."""
+    tx, count = optim.sgd(1.0, momentum=momentum, state=state), 3000
+    norms = np.linalg.norm(many_steps(tx, False, count)[1], axis=(1, 2))
+    exact = float(np.float32(momentum)) ** np.arange(count)
+    rtol = 2 * precision + count * 2.0**-24
+    np.testing.assert_allclose(norms / norms[0], exact, rtol=rtol)
+
+
 @pytest.mark.parametrize("eps", [0.0, 1e-8])
 def test_ratio8_heals_where_steps_without_gradients_grow(eps: float) -> None:
     """b1**2 > b2: Adam's own m / sqrt(v) grows by 1.6 % in a step without gradients.
@@ -388,7 +455,7 @@ def test_ratio8_heals_where_steps_without_gradients_grow(eps: float) -> None:
     alive, every = jnp.arange(64)[:, None] % 2 == 0, []
     for stored in ("32bit", "8bit"):
         tx = optim.adam(1.0, b1=0.99, b2=0.95, eps=eps, state=stored)
-        state, u = many_steps(tx, alive, 2000)
+        state, u = many_steps(tx, alive, 3500)
         every.append(u)
     moments = jax.tree.leaves(optim.dequantize(state))
     assert all(np.isfinite(x).all() for x in (u, *moments))

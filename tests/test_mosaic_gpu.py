@@ -48,6 +48,7 @@ LAYOUTS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "blocks of 32": ((512, 128), {}),  # 16 blocks, the fewest
     "axes outside and inside": ((2, 1, 128, 2, 64), {}),
     "a slot without blocks": ((128, 128), {"state": {"mu": "bf16", "nu": "8bit"}}),
+    "codes of 16 bits": ((128, 128), {"state": {"mu": "16bit", "nu": "8bit"}}),
     "bfloat16": ((128, 128), {"dtype": jnp.bfloat16}),
     "an update": ((128, 128), {"update": True}),
 }
@@ -81,7 +82,7 @@ def test_random_bits_of_shards_are_those_of_xla(parts: tuple[int, ...]) -> None:
     shape = tuple(n // k for n, k in zip(blocks.shape, parts, strict=True))
     shard = replace(blocks, shape=shape, whole=blocks.shape)
     noise = Noise(jnp.int32(3), jnp.int32(5), jnp.int32(2**31 - 7))
-    of_xla = xla._random_of_blocks(noise, shard)
+    of_xla = xla.random_of_blocks(noise, shard)
     rows, inner = math.prod(shape[:1]) * shard.count, math.prod(shape[2:])
     for slot in range(2):
         expected = of_xla(slot).reshape(rows, shard.size, inner)
@@ -108,7 +109,7 @@ COMPILED: dict[str, tuple[tuple[int, ...], Any, Any, dict[str, Any]]] = {
         (4096, 4096),
         jnp.float32,
         jnp.float32,
-        {"state": {"mu": "8bit", "nu": "bf16"}, "block_size": 16},
+        {"state": {"mu": "16bit", "nu": "bf16"}, "block_size": 16},
     ),
 }
 

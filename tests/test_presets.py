@@ -12,7 +12,7 @@ import pytest
 
 from octavo import optim
 
-from cases import adamw_float64
+from formulas import adamw_float64
 from oracle import optax_run
 from published import (
     PRESETS,

@@ -17,6 +17,7 @@ from flax import nnx
 
 from octavo import optim
 from octavo.pallas_kernels import FORMATS as KERNEL_FORMATS
+from octavo.pallas_kernels import SLOW
 from octavo.pallas_kernels import blocks_of
 
 from cases import FORMATS, RULES
@@ -46,9 +47,10 @@ def test_a_state_is_a_named_tuple_of_its_slots(rule: str, stored: str) -> None:
     tx = case.ours(1e-3, **case.kwargs, state=stored)
     state = tx.init({"w": jnp.zeros((64, 128)), "b": jnp.zeros(8)})
     slots = tx.optimizer.rule.slots
+    given = [SLOW.get(stored, stored) if slot.slow else stored for slot in slots]
     formats = [
-        KERNEL_FORMATS[stored](slot.signed, slot.relative_to is not None)
-        for slot in slots
+        KERNEL_FORMATS[form](slot.signed, slot.relative_to is not None)
+        for slot, form in zip(slots, given, strict=True)
     ]
     names = [slot.name for slot in slots]
     scales = [f"{n}_scale" for n, f in zip(names, formats, strict=True) if f.quantized]

@@ -17,7 +17,14 @@ from ..storage.table import table_of
 from .description import CheckpointError, flat, form
 from .files import Saved
 from .moves import Conversion, Move, fresh, loaded_as, shown, typed
-from .sources import Source, below, join, octavo_sources, optax_sources
+from .sources import (
+    Source,
+    below,
+    join,
+    octavo_sources,
+    optax_sources,
+    unquantized,
+)
 from .target import Target
 
 
@@ -72,7 +79,8 @@ class Match:
 
     # ------------------------------------------------------------ leaves as they are
 
-    def _move_leaf(self, path: str, leaf: Any) -> None:
+    def _move_leaf(self, goal: str, leaf: Any) -> None:
+        path = unquantized(goal, self._arrays) if self._convert else goal
         if path not in self._arrays:
             if not self._partial:
                 raise self._misfit(
@@ -89,7 +97,7 @@ class Match:
                 f"has type {got.dtype}, but the target's is {want}",
                 "convert=True converts",
             )
-        self._take((path,), (path,), lambda x: (typed(x, leaf),))
+        self._take((goal,), (path,), lambda x: (typed(x, leaf),))
 
     def _check_shape(
         self, path: str, shape: tuple[int, ...], got: tuple[int, ...]
@@ -224,9 +232,9 @@ class Match:
         scale_path = source.scales(slot, leaf)
         reads = (path,) if scale_path not in self._arrays else (path, scale_path)
         dense = not was.formats[k].quantized
-        negated = source.records is None and how.slots[k].negated
+        of_optax = source.records is None
         same = (
-            not negated
+            (how.slots[k].in_optax == "same" or not of_optax)
             and was.formats[k] == how.formats[k]
             and (dense or was.blocks == how.blocks)
             and self._arrays[path].dtype == codes.dtype
@@ -247,7 +255,7 @@ class Match:
 
         known = (r.slots[k].reference for r in (was, how))
         other = next((j for j in known if j is not None), None)
-        convert = Conversion(was, how, k, like, negated, len(reads) > 1, other)
+        convert = Conversion(was, how, k, like, of_optax, len(reads) > 1, other)
         if other is not None:
             name = source.slots[other]
             others = (source.codes(name, leaf), source.scales(name, leaf))

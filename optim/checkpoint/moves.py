@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding
 
 from octavo.pallas_kernels import Storage
 
-from ..convert import automatic, decoded, encoded
+from ..convert import FROM_OPTAX, automatic, decoded, encoded
 from ..sharding.geometry import fitting
 from .checksum import is_key
 from .description import form
@@ -47,7 +47,7 @@ class Conversion(NamedTuple):
       how: how it is to be stored.
       slot: its number.
       like: its codes and scales, if any, in the target.
-      negated: whether the sign changes.
+      of_optax: whether the checkpoint has what optax keeps; see `Slot.in_optax`.
       scaled: whether the checkpoint has scales of it.
       other: number of the slot to which it is or was relative; None: there is none.
     """
@@ -56,23 +56,28 @@ class Conversion(NamedTuple):
     how: Storage
     slot: int
     like: tuple[Any, Any]
-    negated: bool
+    of_optax: bool
     scaled: bool
     other: int | None
 
     def __call__(self, *saved: jax.Array) -> tuple[jax.Array, ...]:
         """From codes and scales, of the moment and then of the other slot."""
         was, how, k = self.was, self.how, self.slot
+
+        def moment_of(slot: int, pair: tuple[Any, Any], reference: Any) -> jax.Array:
+            moment = decoded(was, slot, *pair, reference)
+            kind = how.slots[slot].in_optax if self.of_optax else "same"
+            return FROM_OPTAX[kind](moment)
+
         own, others = saved[: 1 + self.scaled], saved[1 + self.scaled :]
         reference = None
         if self.other is not None:
-            reference = decoded(was, self.other, *_pair(others))
+            reference = moment_of(self.other, _pair(others), None)
 
         def of(record: Storage) -> Any:
             return None if record.slots[k].reference is None else reference
 
-        moment = decoded(was, k, *_pair(own), of(was))
-        moment = -moment if self.negated else moment
+        moment = moment_of(k, _pair(own), of(was))
         new, wide = encoded(how, k, moment, self.like[0], of(how))
         if self.like[1] is None:
             return (new,)

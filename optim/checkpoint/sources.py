@@ -104,6 +104,15 @@ def _count_near(arrays: Mapping[str, Any], root: str) -> str | None:
     return None
 
 
+def unquantized(path: str, arrays: Mapping[str, Any]) -> str:
+    """Where optax has what `optim.quantized` keeps in `rest`, if that is not there."""
+    parts = path.split("/")
+    places = [k for k, part in enumerate(parts) if part == "rest"]
+    others = (join(*parts[:k], *parts[k + 1 :]) for k in places)
+    found = [] if path in arrays else [other for other in others if other in arrays]
+    return found[0] if found else path
+
+
 def join(*parts: str) -> str:
     """A path from its parts; empty ones are the tree itself."""
     return "/".join(part for part in parts if part)

@@ -1,1 +1,1 @@
-"""Octavo in other libraries' training loops; each is imported only when asked for."""
+"""Octavo in the training loops of other libraries, and states of theirs."""

@@ -183,7 +183,8 @@ def state_sharding(
 
     Codes are sharded like the parameter. So are scales, but for a blocked axis that has
     fewer blocks than parts, which is then replicated; and so is whatever else an optax
-    transformation keeps for each parameter. Counters are replicated.
+    transformation keeps for each parameter, where its rank allows. Counters are
+    replicated.
 
     Args:
       tx: an Octavo optimizer, or any optax transformation.
@@ -213,12 +214,20 @@ def state_sharding(
     if not given:
         raise ValueError("params has no leaves: there is no mesh to put a state on")
     everywhere = NamedSharding(given[0].mesh, PartitionSpec())
+
+    def of(leaf: Any, sharding: Any) -> Any:
+        if isinstance(leaf, optax.MaskedNode):
+            return leaf
+        fits = len(sharding.spec) <= len(leaf.shape)
+        return fitting(sharding, leaf.shape) if fits else everywhere
+
     return optax.tree_map_params(
         tx,
-        lambda leaf, sharding: fitting(sharding, leaf.shape),
+        of,
         state,
         tree.replaced(given),
         transform_non_params=lambda _: everywhere,
+        is_leaf=lambda x: isinstance(x, optax.MaskedNode),
     )
 
 

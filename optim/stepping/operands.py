@@ -165,20 +165,28 @@ def _ratios(
         if rule.ratio is None:
             continue
         own = [k for k, w in enumerate(step.work) if w.program.rule == rule]
-        decay = step.scalars[own[0]].decay
-        decay = jnp.float32(0.0) if decay is None else decay
-        ratio = functools.partial(_ratio, settings, rule, decay, hyperparameters)
+        ratio = functools.partial(_ratio, settings, rule, hyperparameters)
         columns = zip(*(norms[k] or () for k in own), strict=True)
-        for k, r in zip(own, _of_all(ratio, *columns), strict=True):
+        decays = _decays([step.scalars[k].decay for k in own], [norms[k] for k in own])
+        for k, r in zip(own, _of_all(ratio, decays, *columns), strict=True):
             found[k] = r
     return found
+
+
+def _decays(decays: Sequence[Any], norms: Sequence[Norms | None]) -> list[jax.Array]:
+    """The weight decay of each layer of each leaf."""
+    return [
+        jnp.zeros_like(n.p) if decay is None else jnp.broadcast_to(decay, n.p.shape)
+        for decay, n in zip(decays, norms, strict=True)
+        if n is not None
+    ]
 
 
 def _ratio(
     settings: Settings,
     rule: Rule,
-    decay: jax.Array,
     hyperparameters: Any,
+    decay: jax.Array,
     *norms: Any,
 ) -> jax.Array:
     norm = Norms(*norms)

@@ -13,7 +13,8 @@ from jax.sharding import NamedSharding
 from octavo import pallas_kernels as kernels
 from octavo.pallas_kernels import Program, Rule, Scalars, Storage
 
-from ..options import Settings
+from ..checks import check_not_negative
+from ..options import Settings, at
 from ..sharding.placement import everywhere, filled, placements
 from ..storage.plan import plan, quantizes
 from ..storage.state import (
@@ -25,7 +26,7 @@ from ..storage.state import (
     state_class,
 )
 from ..storage.table import table_of, tag_of
-from ..storage.tree import BOOLS, Leaves, spread
+from ..storage.tree import BOOLS, NUMBERS, Leaves, per_leaf, spread
 from .norms import HISTORY, no_norms, unlimited
 from .operands import Operands, Step, operands
 from .tasks import Work, warn_of_crossing
@@ -153,7 +154,7 @@ class Optimizer:
         dtypes = [tuple(x.dtype for x in leaf[:2] if x is not None) for leaf in leaves]
         work = self.work(tree, params, records, where, dtypes, in_place)
         warn_of_crossing(work)
-        scalars = self._scalars(work, state.count)
+        scalars = self._scalars(tree, work, state.count)
         key = kernels.step_key(self.settings.seed, state.count)
         ids = [int(kernels.leaf_number(path)) for path in tree.paths]
         given = Step(work, leaves, scalars, key, ids)
@@ -210,22 +211,25 @@ class Optimizer:
             rules.append(rule)
         return rules
 
-    def _scalars(self, work: Sequence[Work], count: jax.Array) -> list[Scalars]:
+    def _scalars(
+        self, tree: Leaves, work: Sequence[Work], count: jax.Array
+    ) -> list[Scalars]:
         """What each leaf takes as operands, as far as the step's number says."""
         rate = self.learning_rate
         rate = jnp.asarray(rate(count) if callable(rate) else rate, jnp.float32)
         t = (count + 1).astype(jnp.float32)
         own = self.rule.scalars(t, rate, self.hyperparameters)
         factor = jnp.ones_like(rate) if self.rule.rate_first else rate
-        decay = None
+        factors = _numbers("lr_scale", self.settings.lr_scale, tree, factor)
+        decays: list[Any] = [None] * len(work)
         if self.rule.decay is not None:
-            decay = jnp.asarray(self.weight_decay, jnp.float32)
+            decays = _numbers("weight_decay", self.weight_decay, tree)
         most = self.settings.grad_clip_value
         most = None if most is None else jnp.asarray(most, jnp.float32)
-        scalars = Scalars(factor, own, clip_value=most)
+        rows = zip(work, factors, decays, strict=True)
         return [
-            scalars._replace(decay=decay if w.program.rule.decay else None)
-            for w in work
+            Scalars(factor, own, decay if w.program.rule.decay else None, None, most)
+            for w, factor, decay in rows
         ]
 
 
@@ -239,6 +243,27 @@ def _values(record: Storage, i: int, g: Leaves, p: Leaves | None) -> tuple[Any, 
     """Gradient and parameter of leaf i, as arrays."""
     gradient = jnp.asarray(g.leaves[i]) if record.steps else g.leaves[i]
     return gradient, None if p is None else jnp.asarray(p.leaves[i])
+
+
+def _numbers(
+    name: str, value: Any, tree: Leaves, times: jax.Array | None = None
+) -> list[jax.Array]:
+    """The operand of each leaf; equal ones are one array, which leaves then share."""
+    made: dict[Any, jax.Array] = {}
+    found = []
+    for path, x in zip(tree.paths, per_leaf(name, value, tree, NUMBERS), strict=True):
+        key = x if isinstance(x, int | float) else id(x)
+        if key not in made:
+            check_not_negative(**{f"{name}{at(path)}": x})
+            number = jnp.asarray(x, jnp.float32)
+            made[key] = number if times is None else _product(times, number, x)
+        found.append(made[key])
+    return found
+
+
+def _product(times: jax.Array, number: jax.Array, x: Any) -> jax.Array:
+    """Without a product by the number 1."""
+    return times if isinstance(x, int | float) and x == 1 else times * number
 
 
 def _zeros_like(g: Any) -> Any:

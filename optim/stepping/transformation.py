@@ -6,6 +6,7 @@ import optax
 
 from octavo.pallas_kernels import Rule
 
+from ..checks import check_not_negative, is_number
 from ..options import Options, Settings
 from .optimizer import Optimizer
 
@@ -65,12 +66,14 @@ def fused(
       hyperparameters: what its functions take; numbers, which may be traced.
       learning_rate: number or schedule, called with the number of steps taken before.
       options: see `Options`.
-      weight_decay: factor of p, for rules that decay.
+      weight_decay: factor of p, for rules that decay; per leaf, like an option.
       mask: tree of bools, or function of the parameters that returns one: which leaves
         decay. None: all.
       adapt_mask: likewise, which leaves take the rule's ratio. None: those whose layers
         have rank 2 and up.
     """
+    if is_number(weight_decay):
+        check_not_negative(weight_decay=weight_decay)
     settings = Settings.of(options, rule.slots)
     masks = {"mask": mask, "adapt_mask": adapt_mask}
     return Transformation(

@@ -1,7 +1,7 @@
 """How the state of each leaf is stored: from options, its path, its shape and type."""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,63 +16,71 @@ from octavo.pallas_kernels import (
 )
 
 from ..checks import check_block_size, check_int
-from ..options import Settings, at
-from .tree import AXES, Leaves, spread
+from ..options import Settings, at, formats_of, is_state
+from .tree import AXES, AXIS, SIZES, Kind, Leaves, per_leaf
 
 
 def plan(settings: Settings, slots: tuple[Slot, ...], tree: Leaves) -> list[Storage]:
     """The storage record of each leaf."""
-    axes = settings.layer_axes
     if not tree.leaves:
         return []
-    if axes is None:
-        layers = [None] * len(tree.leaves)
-    elif callable(axes):
-        layers = [axes(path) for path in tree.paths]
-    else:
-        layers = spread("layer_axes", axes, tree, AXES)
+    states = Kind(
+        lambda x: isinstance(x, str) or is_state(x, slots),
+        "formats, or one for each slot",
+    )
+    rows = zip(
+        tree.paths,
+        tree.leaves,
+        per_leaf("state", settings.state, tree, states),
+        per_leaf("block_size", settings.block_size, tree, SIZES),
+        per_leaf("block_axis", settings.block_axis, tree, AXIS),
+        per_leaf("layer_axes", settings.layer_axes, tree, AXES),
+        strict=True,
+    )
+    least = settings.min_quantized_size
     return [
-        _of_leaf(settings, slots, path, leaf, axis)
-        for path, leaf, axis in zip(tree.paths, tree.leaves, layers, strict=True)
+        _of_leaf(slots, least, path, leaf, state, Blocked(size, axis, layers))
+        for path, leaf, state, size, axis, layers in rows
     ]
+
+
+class Blocked(NamedTuple):
+    """Options of a leaf that say which values are a block."""
+
+    size: int
+    axis: int | None
+    layer_axes: Any
 
 
 def quantizes(settings: Settings, slots: tuple[Slot, ...]) -> tuple[bool, ...]:
     """Which slots may be quantized in some leaf. Independent of the parameters."""
-    if callable(settings.state):
+    if settings.state_by_leaf(slots):
         return tuple(slot.shape is None for slot in slots)
-    formats = zip(settings.formats("", slots), slots, strict=True)
+    formats = zip(formats_of(settings.state, slots), slots, strict=True)
     return tuple(f.quantized and slot.shape is None for f, slot in formats)
 
 
 def _of_leaf(
-    settings: Settings, slots: tuple[Slot, ...], path: str, leaf: Any, layer_axes: Any
+    slots: tuple[Slot, ...],
+    least: int,
+    path: str,
+    leaf: Any,
+    state: Any,
+    blocked: Blocked,
 ) -> Storage:
     shape, dtype = jnp.shape(leaf), np.dtype(jnp.result_type(leaf))
-    size: Any = settings.block_size
-    axis: Any = settings.block_axis
-    size, axis = (x(path) if callable(x) else x for x in (size, axis))
-    formats = settings.formats(path, slots)
+    size = blocked.size
+    formats = formats_of(state, slots, path)
     floating = jnp.issubdtype(dtype, jnp.floating)
-    layers = _layers(layer_axes, shape, path)
+    layers = _layers(blocked.layer_axes, shape, path)
     inside = math.prod(n for k, n in enumerate(shape) if k not in layers)
     if not floating or dtype.itemsize > 4 or not shape or 0 in shape:
         formats = tuple(Float32() for _ in slots)
-    elif inside < settings.min_quantized_size or len(layers) == len(shape):
+    elif inside < least or len(layers) == len(shape):
         formats = tuple(Float32() if f.quantized else f for f in formats)
     check_block_size(size, at(path))
-    if axis is not None and not _is_axis(axis, shape):
-        if any(f.quantized for f in formats):
-            raise ValueError(
-                f"block_axis={axis}{at(path)} is not an axis of its shape {shape}"
-            )
-        axis = None  # biases and norms need not have the axis of the kernels
-    if axis is not None and axis % len(shape) in layers:
-        raise ValueError(
-            f"block_axis={axis}{at(path)} is one of its layer_axes={layer_axes}: "
-            "a block would span layers. Leave block_axis out, or choose an axis "
-            "within the layer"
-        )
+    quantized = any(f.quantized for f in formats)
+    axis = _checked_axis(blocked, shape, layers, path, quantized)
     names = [slot.name for slot in slots]
     pairs = zip(slots, formats, strict=True)
     stored = tuple(_stored(slot, form, shape, dtype, names) for slot, form in pairs)
@@ -80,11 +88,38 @@ def _of_leaf(
     if storage.quantized and not storage.elementwise:
         others = [slot.name for slot in slots if slot.shape]
         raise ValueError(
-            f"state={settings.state!r}{at(path)}: moments beside {', '.join(others)}, "
+            f"state={state!r}{at(path)}: moments beside {', '.join(others)}, "
             "whose shape is not the parameter's, cannot be quantized; write "
             "state='32bit' or 'bf16'"
         )
     return storage
+
+
+def _checked_axis(
+    blocked: Blocked,
+    shape: tuple[int, ...],
+    layers: tuple[int, ...],
+    path: str,
+    quantized: bool,
+) -> int | None:
+    """The axis of blocks; None where a leaf that has no blocks does not have it."""
+    axis = blocked.axis
+    if axis is None:
+        return None
+    if not _is_axis(axis, shape):
+        if quantized:
+            raise ValueError(
+                f"block_axis={axis}{at(path)} is not an axis of its shape {shape}"
+            )
+        return None  # biases and norms need not have the axis of the kernels
+    if axis % len(shape) in layers:
+        raise ValueError(
+            f"block_axis={axis}{at(path)} is one of its layer_axes="
+            f"{blocked.layer_axes}: "
+            "a block would span layers. Leave block_axis out, or choose an axis "
+            "within the layer"
+        )
+    return axis
 
 
 def _stored(
@@ -100,7 +135,7 @@ def _stored(
     of = moment_dtype(form, dtype)
     other = slot.relative_to if form.relative else None
     reference = None if other is None else names.index(other)
-    return StoredSlot(slot.name, form, of, slot.initial, own, slot.negated, reference)
+    return StoredSlot(slot.name, form, of, slot.initial, own, slot.in_optax, reference)
 
 
 def has_own_moments(dtype: Any) -> bool:

@@ -4,10 +4,10 @@
 `mu=ratio8,nu=bits8`. Its value has one row for each leaf, in the order of the tree: the
 type of the parameter where moments take it over (else float32), its shape, the block
 size and the blocked axis (-1: none); and for each slot the number of its format,
-whether optax keeps it negated, the bits of its initial value, the number of the slot
-that it is relative to (-1: none), and its shape where that is not the parameter's.
-Conversions and checkpoints read it, so that they need not know how a state, maybe deep
-in a chain of transformations, was made.
+what optax keeps of it (its index in `_IN_OPTAX`), the bits of its initial value, the
+number of the slot that it is relative to (-1: none), and its shape where that is not
+the parameter's. Conversions and checkpoints read it, so that they need not know how a
+state, maybe deep in a chain of transformations, was made.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,9 +17,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from octavo.pallas_kernels import Blocks, Slot, Storage, StoredSlot, numbered
+from octavo.pallas_kernels import (
+    Blocks,
+    InOptax,
+    Slot,
+    Storage,
+    StoredSlot,
+    numbered,
+)
 
-from ..options import Settings
+from ..options import Settings, formats_of
 from .plan import has_own_moments, moment_dtype
 from .state import State, states_in
 
@@ -30,14 +37,15 @@ _DTYPES = (
     *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
     *("bool", "int4", "uint4", "int2", "uint2"),
 )
+_IN_OPTAX: tuple[InOptax, ...] = ("same", "negated", "root")
 
 
 def tag_of(settings: Settings, slots: tuple[Slot, ...]) -> str:
     """The tag of the states that an optimizer makes."""
     names = [slot.name for slot in slots]
-    if callable(settings.state):
+    if settings.state_by_leaf(slots):
         return ",".join(f"{name}={_BY_PATH}" for name in names)
-    formats = settings.formats("", slots)
+    formats = formats_of(settings.state, slots)
     return ",".join(f"{n}={f.name}" for n, f in zip(names, formats, strict=True))
 
 
@@ -71,9 +79,9 @@ def _row(record: Storage, rank: int) -> list[int]:
     row = [_DTYPES.index(dtype), *listed(record.shape)]
     row += [record.blocks.size, -1 if axis is None else axis]
     for slot in record.slots:
-        initial = int(np.float32(slot.initial).view(np.int32))
+        initial = int(np.float32(slot.initial or 0.0).view(np.int32))
         other = -1 if slot.reference is None else slot.reference
-        row += [slot.format.number, int(slot.negated), initial, other]
+        row += [slot.format.number, _IN_OPTAX.index(slot.in_optax), initial, other]
         row += listed(slot.shape)
     return row
 
@@ -146,12 +154,12 @@ def _record(row: Iterator[int], rank: int, slots: Sequence[str]) -> Storage:
         raise KeyError(row)
     stored = []
     for name in slots:
-        form, negated = numbered(next(row)), bool(next(row))
+        form, in_optax = numbered(next(row)), _IN_OPTAX[next(row)]
         initial = float(np.int32(next(row)).view(np.float32))
         other = next(row)
         reference = None if other < 0 else other
         of = moment_dtype(form, dtype)
-        stored.append(StoredSlot(name, form, of, initial, shape(), negated, reference))
+        stored.append(StoredSlot(name, form, of, initial, shape(), in_optax, reference))
     return Storage(
         dtype, Blocks(whole, None if axis < 0 else axis, size), tuple(stored)
     )

@@ -6,6 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from ..checks import is_number
+from ..options import is_tree
+
 
 class Leaves(NamedTuple):
     """A tree, flat."""
@@ -38,6 +41,10 @@ class Kind(NamedTuple):
     description: str
 
 
+NUMBERS = Kind(is_number, "numbers")
+# Checked leaf by leaf, with better errors.
+SIZES = Kind(lambda x: not is_tree(x), "ints")
+AXIS = Kind(lambda x: x is None or not is_tree(x), "ints, or None")
 BOOLS = Kind(lambda x: isinstance(x, bool | np.bool_), "bools")
 AXES = Kind(
     lambda x: x is None or isinstance(x, int | np.integer) or _is_axes(x),
@@ -47,6 +54,27 @@ AXES = Kind(
 
 def _is_axes(x: Any) -> bool:
     return type(x) is tuple and all(isinstance(k, int | np.integer) for k in x)
+
+
+def per_leaf(name: str, value: Any, tree: Leaves, kind: Kind) -> list[Any]:
+    """For each leaf of a tree, its value of an option.
+
+    Args:
+      name: of the option, for errors.
+      value: one for all, a function of the path, or a prefix of the tree: see `spread`.
+      tree: the tree.
+      kind: what values are.
+
+    Raises:
+      ValueError: where a value is of another kind, or a prefix does not fit.
+    """
+    if not callable(value):
+        return spread(name, value, tree, kind)
+    found = [value(path) for path in tree.paths]
+    for path, x in zip(tree.paths, found, strict=True):
+        if not kind.fits(x):
+            raise ValueError(f"{name} for {path!r} is {x!r}, not {kind.description}")
+    return found
 
 
 def spread(name: str, prefix: Any, tree: Leaves, kind: Kind) -> list[Any]:

@@ -44,7 +44,7 @@ def _step(program: Program, leaf: Leaf, scalars: Scalars, noise: Noise) -> Leaf:
             leaf,
             scalars,
             largest=lambda x: x,
-            random=_random(noise, blocks.shape, blocks.strides),
+            random=random_of(noise, blocks.shape, blocks.strides),
         )
     if scalars.ratio is not None:
         stacked = blocks.axis in blocks.layers
@@ -54,7 +54,7 @@ def _step(program: Program, leaf: Leaf, scalars: Scalars, noise: Noise) -> Leaf:
     at_once = functools.partial(_at_once, program)
     if not by_rows(program):
         return at_once(leaf, scalars, noise)
-    rows = functools.partial(stepped, program, _random_of_blocks)
+    rows = functools.partial(stepped, program, random_of_blocks)
     return lax.platform_dependent(
         leaf,
         scalars,
@@ -79,7 +79,7 @@ def _at_once(program: Program, leaf: Leaf, scalars: Scalars, noise: Noise) -> Le
         _split(program, leaf),
         scalars,
         largest=lambda x: jnp.max(x, axis=within, keepdims=True),
-        random=_random_of_blocks(noise, blocks),
+        random=random_of_blocks(noise, blocks),
     )
     g, p = jax.tree.map(lambda x: merge(x, blocks), (out.g, out.p))
     codes = tuple(storage.merge_codes(k, c) for k, c in enumerate(out.codes))
@@ -87,16 +87,16 @@ def _at_once(program: Program, leaf: Leaf, scalars: Scalars, noise: Noise) -> Le
     return Leaf(g, p, codes, scales)
 
 
-def _random_of_blocks(noise: Noise, blocks: Blocks) -> Random:
+def random_of_blocks(noise: Noise, blocks: Blocks) -> Random:
     """Noise for the values of a leaf that is split."""
     within = blocks.within
     shape, strides = list(blocks.scale_shape), list(blocks.strides)
     shape.insert(within, blocks.size)
     strides.insert(within - 1, blocks.size * strides[within - 1])
-    return _random(noise, tuple(shape), tuple(strides), within)
+    return random_of(noise, tuple(shape), tuple(strides), within)
 
 
-def _random(
+def random_of(
     noise: Noise,
     shape: tuple[int, ...],
     strides: tuple[int, ...],

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from .base import Format as Format
 from .base import widened as widened
 from .bits8 import Bits8 as Bits8
+from .bits16 import Bits16 as Bits16
 from .dense import BFloat16 as BFloat16
 from .dense import Float32 as Float32
 from .dynamic8 import Dynamic8 as Dynamic8
@@ -17,10 +18,16 @@ from .linear8 import Linear8 as Linear8
 # name -> (is the slot signed? may it be relative to another?) -> format
 FORMATS: dict[str, Callable[..., Format]] = {
     "32bit": lambda signed, relative=False: Float32(),
-    "bf16": lambda signed, relative=False: BFloat16(unbiased=not signed),
+    "bf16": lambda signed, relative=False: BFloat16(),
     "8bit": lambda signed, relative=False: Linear8(relative) if signed else Bits8(),
+    "16bit": lambda signed, relative=False: Bits16() if signed else BFloat16(),
     "dynamic8": lambda signed, relative=False: Dynamic8(signed),
 }
+# The name that is asked for -> that of the format in which a slot is stored whose decay
+# is .999 or more: it adds up 1 / (1 - decay) roundings, and 8 bits are lost in them.
+SLOW: dict[str, str] = {"8bit": "16bit"}
+# The numbers of formats that are written no more -> what reads them.
+_BEFORE: dict[int, Format] = {2: BFloat16()}  # rounded to the nearest
 
 
 def numbered(number: int) -> Format:
@@ -31,4 +38,4 @@ def numbered(number: int) -> Format:
     """
     kinds = ((True, False), (True, True), (False, False))
     made = (make(*kind) for make in FORMATS.values() for kind in kinds)
-    return {form.number: form for form in made}[number]
+    return (_BEFORE | {form.number: form for form in made})[number]

@@ -122,9 +122,13 @@ def widened(x: jax.Array, dtype: jax.typing.DTypeLike = jnp.float32) -> jax.Arra
     return x.astype(jnp.int32 if jnp.issubdtype(x.dtype, jnp.integer) else dtype)
 
 
-def rounded_up(largest: jax.Array) -> jax.Array:
-    """A positive number as bf16, not smaller: no value exceeds its scale."""
-    return float_of((bits_of(largest) + np.int32(0xFFFF)) & np.int32(-0x10000))
+def rounded_up(largest: jax.Array, bits: int = 7) -> jax.Array:
+    """A positive number with a mantissa of some bits of bf16's, not smaller.
+
+    So no value exceeds its scale.
+    """
+    lost = (1 << (23 - bits)) - 1
+    return float_of((bits_of(largest) + np.int32(lost)) & np.int32(~lost))
 
 
 def reciprocal(scale: jax.Array) -> jax.Array:

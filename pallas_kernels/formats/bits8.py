@@ -26,6 +26,7 @@ _UNIT = 1 << NOISE_BITS  # of a level, in fixed point
 # The highest level times a step must not exceed the scale.
 _STEP = np.nextafter(np.float32(1 / _TOP), np.float32(0))
 _SHIFT = 3
+_SCALE_BITS = 3  # of a mantissa
 # Shifted to the left again, it is lost: nothing has to be subtracted.
 _OFFSET = np.int32(1 << (32 - _SHIFT))
 
@@ -52,10 +53,14 @@ class Bits8(Format):
     so sqrt(v), which Adam divides by, moves by about 4 / level from one level to the
     next: 1.5 % at the top on average, and 2.7 % at most. Rounding is unbiased in y:
     with b2 = 0.999 a step moves v by 0.1 %, far less than a code, and the nearest code
-    would be the old one for ever. There is no code for zero: sqrt(v) below about 1.4e-6
+    would be the old one for ever. There is no code for zero: sqrt(v) below about 1.7e-6
     of the block's largest is clamped **up** to it, which makes steps too small, never
     too large. Only a block of zeros (scale 0) decodes to zero. 1 byte, and
     2 / block_size for the scale.
+
+    The scale is rounded up to an eighth of an octave, more coarsely than bf16 would. A
+    new scale rounds all of a block anew, elements without a gradient, too, and so it
+    should be rare: the largest v of a block moves a little in every step.
 
     Two integer operations each way, exact on every device, where an eighth root takes
     three roots. NaN and infinity have a finite y, larger than that of any number.
@@ -69,7 +74,7 @@ class Bits8(Format):
         return float_of(lax.shift_right_logical(bits_of(x), np.int32(_SHIFT)) + _OFFSET)
 
     def scale(self, largest: jax.Array) -> jax.Array:
-        kept = jnp.where(largest < _OF_SMALLEST, 0.0, rounded_up(largest))
+        kept = jnp.where(largest < _OF_SMALLEST, 0.0, rounded_up(largest, _SCALE_BITS))
         return jnp.where(largest <= _OF_LARGEST, kept, jnp.inf)
 
     def encoding(self, scale: jax.Array) -> Numbers:

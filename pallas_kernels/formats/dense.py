@@ -9,6 +9,8 @@ import numpy as np
 from ..rounding import NOISE_BITS
 from .base import Format, Numbers, bits_of, float_of
 
+_LARGEST = float(jnp.finfo(jnp.bfloat16).max)
+
 
 @dataclass(frozen=True)
 class Float32(Format):
@@ -34,29 +36,24 @@ class Float32(Format):
 class BFloat16(Format):
     """bfloat16: 2 bytes, 8 significant bits, the range of float32.
 
-    Second moments (`unbiased`) are rounded up or down at random in proportion: with
-    b2 = 0.999 a step changes v by 0.1 %, less than half a unit in the last place, and
-    the nearest value would be the old one for ever.
+    Values are rounded up or down at random in proportion: with b2 = 0.999 a step
+    changes v by 0.1 %, and one without a gradient takes as much of a slow m. That is
+    less than half a unit in the last place: the nearest value would be the old one for
+    ever.
     """
 
-    unbiased: bool  # pyright: ignore[reportGeneralTypeIssues]
     name = "bf16"
+    number = 7
     dtype = jnp.bfloat16
     quantized = False
-
-    @property
-    def number(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return 7 if self.unbiased else 2
+    unbiased = True
 
     def encoded(
         self, x: jax.Array, block: Numbers, noise: jax.Array | int
     ) -> jax.Array:
         del block
-        if not self.unbiased:
-            return x.astype(jnp.bfloat16).astype(jnp.float32)
-        largest = float(jnp.finfo(jnp.bfloat16).max)
         dither = noise << (16 - NOISE_BITS)
-        bits = bits_of(jnp.minimum(x, largest)) + dither
+        bits = bits_of(jnp.clip(x, -_LARGEST, _LARGEST)) + dither
         rounded = float_of(bits & np.int32(-0x10000))
         # A non-zero value never becomes zero (only denormal numbers could).
         return jnp.where(rounded == 0.0, x, rounded)

@@ -1,0 +1,1 @@
+"""Any optax transformation with its state in 8 bits."""
