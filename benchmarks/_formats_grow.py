@@ -68,7 +68,7 @@ def _largest() -> dict[str, Growing]:
     }
 
 
-def _storage(case: Growing, shape: tuple[int, int]) -> Storage:
+def _storage(case: Growing, shape: tuple[int, ...]) -> Storage:
     pairs = zip(case.rule.slots, case.formats, strict=True)
     slots = [
         StoredSlot(slot.name, form, jnp.dtype(form.dtype), slot.initial)
@@ -77,7 +77,7 @@ def _storage(case: Growing, shape: tuple[int, int]) -> Storage:
     return Storage(jnp.dtype("float32"), Blocks(shape, 0, BLOCK), tuple(slots))
 
 
-def _started(case: Growing, shape: tuple[int, int]) -> tuple[Any, Any]:
+def _started(case: Growing, shape: tuple[int, ...]) -> tuple[Any, Any]:
     """Codes and scales."""
     storage = _storage(case, shape)
     pairs = [
@@ -133,20 +133,27 @@ def _run(
         return lax.fori_loop(*ends, step, states)
 
 
-def _root(case: Growing, state: Any, shape: tuple[int, int]) -> jax.Array:
+def _root(case: Growing, state: Any, shape: tuple[int, ...]) -> jax.Array:
     """Of what grows."""
     codes, scales = state
     return jnp.sqrt(_storage(case, shape).decode(-1, codes[-1], scales[-1]))
 
 
+def _gradient_sizes(columns: int, key: jax.Array) -> jax.Array:
+    """Three groups: log-normal, small ones beside large ones, log-normal again."""
+    n = max(columns // 4, 1)
+    small = jnp.asarray([1.0] * 4 + [1e-2] * 14 + [1e-3] * 14)[:, None]
+    equal = spread(n, key)[0]
+    return jnp.hstack([equal, small * jnp.ones((1, n)), equal])
+
+
 def _measured(
     cases: dict[str, Growing], steps: tuple[int, ...], columns: int, seed: int
-) -> dict[str, list]:
-    """Mean and rms of the relative errors of roots, at some steps, for each case."""
-    n, keys = max(columns // 4, 1), jax.random.split(jax.random.key(seed), 2)
-    small = jnp.asarray([1.0] * 4 + [1e-2] * 14 + [1e-3] * 14)[:, None]
-    equal = spread(n, keys[0])[0]
-    sigma = jnp.hstack([equal, small * jnp.ones((1, n)), equal])
+) -> tuple[list[str], dict[str, list[str]]]:
+    """Labels of the rows, and the columns of a table."""
+    keys = jax.random.split(jax.random.key(seed))
+    sigma = _gradient_sizes(columns, keys[0])
+    n = sigma.shape[1] // 3
     groups = {
         "all": (slice(None), slice(0, n)),
         "1e-2": (slice(4, 18), slice(n, 2 * n)),
@@ -156,27 +163,29 @@ def _measured(
     }
     every = (next(iter(cases.values())).exact, *cases.values())
     states = tuple(_started(case, sigma.shape) for case in every)
-    found: dict[str, list] = {}
+    labels: list[str] = []
+    found: dict[str, list[str]] = {name: [] for name in groups}
     for start, end in zip((0, *steps), steps, strict=False):
         states = _run(every, states, (start, end), sigma, keys[1])
         pairs = zip(every, states, strict=True)
         exact, *roots = [_root(case, state, sigma.shape) for case, state in pairs]
+        labels += [f"{name}, {end:,} steps" for name in cases]
         for name, at in groups.items():
-            if name == "late" and end <= _TURN:
-                continue
+            begun = name != "late" or end > _TURN
             errors = [(x / exact - 1)[at] for x in roots]
-            found[f"{name}, {end:,}"] = [float(x.mean()) for x in errors]
-            found[f"rms {name}, {end:,}"] = [
-                float((x**2).mean() ** 0.5) for x in errors
-            ]
-    return found
+            found[name] += [_mean_and_rms(x) if begun else "" for x in errors]
+    return labels, found
+
+
+def _mean_and_rms(x: jax.Array) -> str:
+    return f"{float(x.mean()):.3f} / {float((x**2).mean() ** 0.5):.3f}"
 
 
 def growing(
     columns: int, seed: int, quick: bool
-) -> list[tuple[str, list[str], dict[str, list]]]:
+) -> list[tuple[str, list[str], dict[str, list[str]]]]:
     """Title, labels of rows and columns of each table."""
     steps = QUICK_STEPS if quick else STEPS
     groups = (("Adagrad's sum", _sums(0.0)), ("Adagrad's sum", _sums(0.1)))
     tables = (*groups, ("AMSGrad's largest v", _largest()))
-    return [(t, list(c), _measured(c, steps, columns, seed)) for t, c in tables]
+    return [(title, *_measured(c, steps, columns, seed)) for title, c in tables]

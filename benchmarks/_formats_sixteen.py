@@ -14,7 +14,7 @@ from _formats_candidates import (
 )
 
 from octavo.pallas_kernels import FORMATS, Format
-from octavo.pallas_kernels.formats import Bits16, Linear8
+from octavo.pallas_kernels.formats import MuLaw, Linear8
 from octavo.pallas_kernels.formats.base import Numbers
 from octavo.pallas_kernels.rounding import NOISE_BITS
 
@@ -59,14 +59,14 @@ BF16 = FORMATS["bf16"](False, False)
 # Beside v, where m is slow.
 SLOW: dict[str, Candidate] = {
     DEFAULT: CANDIDATES[DEFAULT],
-    "bits16 / bits8": Candidate(Bits16(), BITS8),
+    "mulaw16 / bits8": Candidate(MuLaw(16), BITS8),
     "ratio16 / bits8": Candidate(Linear16(relative=True), BITS8),
     "bf16 / bf16: bf16": CANDIDATES["bf16 / bf16: bf16"],
     "bf16 to nearest / bf16": Candidate(NearestBFloat16(), BF16),
 }
 MOMENTA: dict[str, Candidate] = {
     "linear8: 8bit": Candidate(FORMATS["8bit"](True, False)),
-    "bits16: 16bit": Candidate(FORMATS["16bit"](True, False)),
+    "mulaw16: 16bit": Candidate(FORMATS["16bit"](True, False)),
     "linear16": Candidate(Linear16()),
     "bf16: bf16": Candidate(FORMATS["bf16"](True, False)),
     "bf16 to nearest": Candidate(NearestBFloat16()),

@@ -123,7 +123,7 @@ def cell(column: str, number: float) -> str:
     """A number as the table shows it."""
     if column.startswith("bytes"):
         return f"{number:.4f}".rstrip("0").rstrip(".")
-    return f"{number:.3f}"
+    return f"{number:.3f}".lstrip("0")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from octavo.pallas_kernels import FORMATS, Format
-from octavo.pallas_kernels.formats import BFloat16, Bits8, Bits16, Linear8
+from octavo.pallas_kernels.formats import BFloat16, Bits8, MuLaw, Linear8
 from octavo.pallas_kernels.rounding import NEAREST, NOISE_BITS
 
 OUT = Path(__file__).parent / "img" / "formats.png"
@@ -27,7 +27,7 @@ FIRST: list[tuple[Format, str, str]] = [
     (Linear8(), "linear8, ratio8 (8bit): of |m| or |m| / √v", BLUE),
     (FORMATS["dynamic8"](True, False), "dynamic8: of |m|", ORANGE),
     (BFloat16(), "bf16", GREEN),
-    (Bits16(), "bits16 (16bit)", PURPLE),
+    (MuLaw(16), "mulaw16 (16bit)", PURPLE),
 ]
 SECOND: list[tuple[Format, str, str]] = [
     (Bits8(), "bits8 (8bit), unbiased", BLUE),
@@ -98,7 +98,7 @@ def draw_errors(axes: Axes, formats: list, signed: bool, low: float) -> None:
     axes.set_ylabel("worst relative error, %")
     axes.text(low * 3, 0.47, "bf16", color=GREEN)
     if signed:
-        axes.text(1e-3, 0.025, "bits16", color=PURPLE)
+        axes.text(1e-3, 0.025, "mulaw16", color=PURPLE)
 
 
 def main() -> None:

@@ -128,7 +128,8 @@ NESTEROV = replace(ADAM, scalars=_nesterov_scalars, direction=_nesterov)
 AMSGRAD = Rule(
     slots=(
         Slot("mu", signed=True, relative_to="nu_max"),
-        Slot("nu", signed=False),
+        # The noise of 8 bits would lift the maximum, by a tenth of its root and more.
+        Slot("nu", signed=False, slow=True),
         Slot("nu_max", signed=False, nearest=True),
     ),
     scalars=_maximum_scalars,
@@ -184,7 +185,7 @@ def adam(
       ValueError: for a value outside its range, and for both variants at once.
 
     State: 2.125 bytes per parameter (`state="8bit"`, blocks of 32); 8 in 32 bits. With
-    `amsgrad` 3.1875 and 12.
+    `amsgrad` 4.125 and 12: its v takes 16.
 
     References:
       Kingma and Ba, Adam: A Method for Stochastic Optimization, arXiv 1412.6980,

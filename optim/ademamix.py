@@ -90,7 +90,7 @@ def _direction(
 ADEMAMIX = Rule(
     slots=(
         Slot("m1", signed=True, relative_to="nu"),
-        Slot("m2", signed=True, relative_to="nu", slow=True),
+        Slot("m2", signed=True, slow=True),
         Slot("nu", signed=False),
     ),
     scalars=_scalars,

@@ -2,7 +2,8 @@
 
 What a step does with moments of 8 bits needs no correctly rounded root: special cases
 and refinements would cost more instructions than the rest of Adam. A kernel names its
-own operations while it is traced; everything else, 32-bit state included, is exact.
+own operations while it is traced, and XLA's path takes quick ones for quantized leaves.
+Everything else, 32-bit state included, is exact.
 """
 
 import contextlib
@@ -23,17 +24,17 @@ class Arithmetic(NamedTuple):
     """What `root`, `inverse_root` and `divide` compute.
 
     Args:
-      inverse_root: of positive numbers; None: nothing is approximate.
-      reciprocal: of positive numbers.
+      inverse_root: of positive numbers; None: 1 / sqrt, exact.
+      reciprocal: of positive numbers; None: quotients are exact.
       lowest: what is smaller than this counts as this; it broadcasts.
     """
 
     inverse_root: Callable[[jax.Array], jax.Array] | None
-    reciprocal: Callable[[jax.Array], jax.Array]
+    reciprocal: Callable[[jax.Array], jax.Array] | None
     lowest: jax.Array | float = SMALLEST
 
 
-EXACT = Arithmetic(None, lambda x: 1.0 / x)
+EXACT = Arithmetic(None, None)
 # Of float32: within two units in the last place.
 QUICK = Arithmetic(lax.rsqrt, lambda x: 1.0 / x)
 
@@ -80,5 +81,5 @@ def inverse_root(x: jax.Array) -> jax.Array:
 
 def divide(x: jax.Array, y: jax.Array) -> jax.Array:
     """x / y for y > 0."""
-    now = _chosen.get()
-    return x / y if now.inverse_root is None else x * now.reciprocal(y)
+    reciprocal = _chosen.get().reciprocal
+    return x / y if reciprocal is None else x * reciprocal(y)

@@ -287,7 +287,8 @@ def _lowest(program: Program, decoding: Sequence[Any]) -> jax.Array | None:
     over a smaller root would come back longer than it was, in every step.
     """
     formats = program.storage.formats
-    others = {slot.reference for slot in program.storage.slots} - {None}
-    found = [formats[k].lowest(decoding[k]) for k in others if k is not None]
-    found = [x for x in found if x is not None]
+    slots = program.storage.slots
+    others = {slot.reference for slot in slots if slot.reference is not None}
+    limits = (formats[k].lowest(decoding[k]) for k in others)
+    found = [x for x in limits if x is not None]
     return functools.reduce(jnp.minimum, found) if found else None

@@ -152,25 +152,25 @@ def _alike(signed: FormatCase, unsigned: FormatCase) -> dict[Kind, FormatCase]:
     return {RELATIVE: signed, SIGNED: signed, UNSIGNED: unsigned}
 
 
-_BITS16 = 1 - 2.0**-12 - 2.0**-16  # of the largest code, less that of zero
+_MULAW16 = 1 - 2.0**-12 - 2.0**-16  # of the largest code, less that of zero
 
 # name -> kind of slot -> promise
 FORMATS: dict[str, dict[Kind, FormatCase]] = {
     "32bit": _alike(*[FormatCase(0.0, 1e-30, 0.0, {})] * 2),
     "bf16": _alike(*[FormatCase(2.0**-8, 1e-30, 0.0, {})] * 2),
-    # bits16: 2,048 equal steps in each octave of y; half a step is 2**-12 of the lowest
+    # mulaw16: 2,048 equal steps in each octave of y; half a step is 2**-12 of the lowest
     # y in it, which is 2**-16 more than its value: in the range, the worst is of 2**-7.
     "16bit": _alike(
         FormatCase(
             2.0**-12 / (1 - 2.0**-9),
             2.0**-8,
-            2.0**-27 / _BITS16,
+            2.0**-27 / _MULAW16,
             {
                 32767: 1.0,
                 -32767: -1.0,
-                1: 2.0**-27 / _BITS16,
-                2048: 2.0**-16 / _BITS16,
-                -4096: -3 * 2.0**-16 / _BITS16,
+                1: 2.0**-27 / _MULAW16,
+                2048: 2.0**-16 / _MULAW16,
+                -4096: -3 * 2.0**-16 / _MULAW16,
                 0: 0.0,
             },
         ),

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from _optimizers import OPTIMIZERS as PAIRS
+from family import FAMILY
 from step import TREES, parse
 
 from cases import ADAPTING, OPTIMIZERS, RULES
@@ -258,6 +259,40 @@ def test_formats(tmp_path: Path) -> None:
     assert row["1e-03"] == pytest.approx(1, abs=0.2)
     # Below 1.4e-6 of the block's largest, sqrt(v) is clamped up: the step is too small.
     assert row["1e-06"] < 0.8
+
+
+def test_family(tmp_path: Path) -> None:
+    """Bytes are counted by hand; the page has the table of this program."""
+    options = [
+        "--steps",
+        "30",
+        "--size",
+        "512",
+        "16",
+        "--optimizers",
+        "ademamix",
+        "lion",
+    ]
+    shown, rows = run(tmp_path, "family.py", *options)
+    check_finite(rows)
+    scale = 2 / 32  # bf16, for 32 codes
+    known = {
+        "ademamix": {"32bit": 12, "8bit": 4 + 3 * scale, "bf16": 6},
+        "lion": {"32bit": 4, "8bit": 1 + scale, "bf16": 2, "dynamic8": 1 + scale},
+    }
+    for name, row in rows.items():
+        assert (
+            known[name].items()
+            <= {
+                column.removeprefix("bytes "): number for column, number in row.items()
+            }.items()
+        )
+        assert 0 < row["error bf16"] < row["error 8bit"] < 1
+        assert 0 < row["way bf16"] < row["way 8bit"] < row["way other"]
+    page = (BENCHMARKS.parent / "docs" / "optimizers" / "README.md").read_text()
+    assert all(line in page for line in shown.splitlines()[:2])
+    measured = re.findall(r"^\| ([a-z][^|]*?) \| \d", page, re.MULTILINE)
+    assert measured == list(FAMILY)
 
 
 def test_compile_time() -> None:

@@ -17,7 +17,7 @@ from octavo.pallas_kernels.backends import _together
 
 from aot import backend_of, lower_for
 from bits import assert_same_bits, moments
-from cases import ADAPTING, OPTIMIZERS, RULES
+from cases import ADAPTING, KINDS, RULES
 from meshes import mesh_of, named
 
 # ------------------------------------------------------------------------ in a kernel
@@ -25,7 +25,7 @@ from meshes import mesh_of, named
 IN_MODULE = {"tpu": "@tpu_custom_call", "triton": "@__gpu$xla.gpu.triton"}
 
 
-@pytest.mark.parametrize("rule", OPTIMIZERS)
+@pytest.mark.parametrize("rule", KINDS)
 @pytest.mark.parametrize("target", ["v6e", "sm_90"])
 def test_150_equal_leaves_have_one_kernel_for_each_pass(target: str, rule: str) -> None:
     """Traced and lowered once: the module calls it for each leaf."""
@@ -137,7 +137,7 @@ def both_ways(
 
 @pytest.mark.parametrize(
     ("rule", "options"),
-    [(rule, "plain") for rule in OPTIMIZERS]
+    [(rule, "plain") for rule in KINDS]
     + [("adamw", "value"), ("adamw", "each"), ("lamb", "global"), ("lamb", "each")],
 )
 def test_leaves_together_equal_leaves_alone(

@@ -111,6 +111,7 @@ def test_of_lars(arguments: dict[str, Any], message: str) -> None:
             "nesterov=True with dampening=0.1: it",
         ),
         ({"dampening": 0.1}, "dampening=0.1 without momentum: there is nothing to"),
+        ({"record_norms": True}, "record_norms=True: an optimizer that keeps no moments"),
     ],
 )
 def test_of_sgd(arguments: dict[str, Any], message: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 from octavo import optim
 from octavo.pallas_kernels import FORMATS as KERNEL_FORMATS
 from octavo.pallas_kernels import Format, numbered
-from octavo.pallas_kernels.formats import Bits8, Bits16, Linear8, widened
+from octavo.pallas_kernels.formats import Bits8, MuLaw, Linear8, widened
 from octavo.pallas_kernels.rounding import NEAREST, NOISE_BITS
 
 from cases import FORMATS, RELATIVE, SIGNED, UNSIGNED, FormatCase
@@ -18,8 +18,8 @@ from cases import FORMATS, RELATIVE, SIGNED, UNSIGNED, FormatCase
 TINY = float(np.finfo(np.float32).tiny)
 UNIT = 1 << NOISE_BITS  # noise that is one code
 _WORDS = {SIGNED: "signed", RELATIVE: "relative", UNSIGNED: "unsigned"}
-LEAST = 2.0**-100  # scale of linear8, ratio8 and bits16
-TOP = 2.0**16 - 2.0**4  # y of the largest in bits16; that of zero is 1
+LEAST = 2.0**-100  # scale of linear8, ratio8 and mulaw16
+TOP = 2.0**16 - 2.0**4  # y of the largest in mulaw16; that of zero is 1
 # Each format once, with its promise, and whether its values may be negative.
 CASES: dict[str, tuple[Format, FormatCase, bool]] = {
     f"{name} {_WORDS[kind]}": (KERNEL_FORMATS[name](*kind), promise, kind[0])
@@ -59,11 +59,11 @@ def round_trip(fmt: Format, x: np.ndarray, noise: Any = NEAREST) -> np.ndarray:
 
 def unit(fmt: Format) -> float:
     """What rounding is exact to, in codes: one of the noises that it takes."""
-    return 2.0**-12 if isinstance(fmt, Bits16) else 1 / UNIT
+    return 2.0**-12 if isinstance(fmt, MuLaw) else 1 / UNIT
 
 
 def code_of(size: np.ndarray) -> np.ndarray:
-    """Codes of bits16, and parts of one, for magnitudes relative to the largest."""
+    """Codes of mulaw16, and parts of one, for magnitudes relative to the largest."""
     mantissa, exponent = np.frexp(1 + size * (TOP - 1))
     return 2048 * (exponent - 1 + 2 * mantissa - 1)
 
@@ -137,7 +137,7 @@ def test_below_the_range_values_flush_or_are_clamped_up(label: str) -> None:
 @pytest.mark.parametrize("largest", [TINY * 4, 1e-30, 1e-8, 1.0, 1e8, 1e30, 8e37])
 def test_any_magnitude_keeps_its_precision(label: str, largest: float) -> None:
     fmt, case, _ = CASES[label]
-    largest = max(largest, LEAST) if isinstance(fmt, Linear8 | Bits16) else largest
+    largest = max(largest, LEAST) if isinstance(fmt, Linear8 | MuLaw) else largest
     x = np.float32(largest) * np.asarray([1.0, 0.75, 0.5, 0.3], np.float32)
     np.testing.assert_allclose(round_trip(fmt, x), x, rtol=case.worst + 1e-6)
 
@@ -167,6 +167,15 @@ def test_every_format_has_a_number_of_its_own() -> None:
     assert len({form.number for form in formats}) == len(formats)
     assert all(numbered(form.number) == form for form in formats)
     assert numbered(2) == KERNEL_FORMATS["bf16"](*SIGNED), "once to the nearest"
+
+
+def test_slow_slots_have_16_bits_where_8_are_asked_for() -> None:
+    state = optim.ademamix(1e-3).init({"w": jnp.zeros((64, 128))})
+    assert [state.codes(name).leaves[0].dtype.name for name in state.slots] == [
+        "int8",
+        "int16",
+        "int8",
+    ]
 
 
 # -------------------------------------------------------------------- every single code
@@ -346,10 +355,10 @@ def test_the_top_codes_of_linear8_with_every_scale(relative: bool, noise: int) -
     assert ((inward >= 0) & (inward <= [noise < 2, noise >= UNIT - 2])).all()
 
 
-def test_no_code_of_bits16_wraps_around() -> None:
+def test_no_code_of_mulaw16_wraps_around() -> None:
     """The factor of a block is exact to 2**-22, and two roundings of float32 follow: in
     units of noise 16, 4 and 2, and 3 for the two bits of it that are not used."""
-    fmt = Bits16()
+    fmt = MuLaw(16)
     x, noise = blocks(2.0**-149, 2.0**126, 3)
     codes, scale = encoded(fmt, x, noise)
     mirrored, _ = encoded(fmt, -x, noise)
@@ -378,7 +387,7 @@ def test_rounding_is_unbiased(label: str, top: float) -> None:
     if isinstance(fmt, Bits8):
         got, exact = curve(got), curve(exact)
     code = 2.0 ** np.floor(np.log2(np.abs(exact))) / 128
-    if isinstance(fmt, Bits16):
+    if isinstance(fmt, MuLaw):
         size = np.abs(exact) / np.asarray(scale, float)[0, 0]
         octave = np.log2(1 + size * (TOP - 1)) // 1
         code = np.asarray(scale, float)[0, 0] * 2.0 ** (octave - 11) / (TOP - 1)

@@ -57,7 +57,7 @@ def test_last_norms_are_those_after_clipping() -> None:
     expect_norms(optim.last_norms(state), params, clipped)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", [name for name in RULES if RULES[name].slots])
 def test_every_rule_records_what_it_measures(rule: str) -> None:
     """Of parameters and gradients before the step; the ratio moves no leaf without."""
     params, (g,) = tree()

@@ -10,7 +10,7 @@ import pytest
 from octavo import optim
 from octavo.pallas_kernels import Slot
 
-from cases import ADAPTING, FORMATS, OPTIMIZERS, RULES, params_and_grads
+from cases import ADAPTING, FORMATS, KINDS, RULES, params_and_grads
 from training import run_step
 
 LAYERS = 3
@@ -76,7 +76,7 @@ def run_both(
 # What scales a layer's step by itself.
 SCALED = [
     *((rule, {}) for rule in ADAPTING),
-    *((rule, {"max_unorm": 0.5}) for rule in OPTIMIZERS if RULES[rule].max_unorm),
+    *((rule, {"max_unorm": 0.5}) for rule in KINDS if RULES[rule].max_unorm),
 ]
 
 

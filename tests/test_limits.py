@@ -11,7 +11,7 @@ import pytest
 
 from octavo import optim
 
-from cases import OPTIMIZERS, RULES, params_and_grads
+from cases import KINDS, RULES, params_and_grads
 from kernels import (
     INTERPRETERS,
     expect_equal_up_to_contraction,
@@ -31,7 +31,7 @@ from limits import (
 from training import run_step
 from wrappers import GRADS, PARAMS, WRAPPERS, wrapped
 
-every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
+every_optimizer = pytest.mark.parametrize("name", KINDS)
 
 
 @pytest.mark.parametrize("clips", CLIPS)
@@ -110,7 +110,7 @@ def test_the_norm_of_a_complex_leaf_counts_both_parts() -> None:
         np.testing.assert_allclose(leaf, -np.asarray(g[name]) / norm, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", [n for n in OPTIMIZERS if RULES[n].max_unorm])
+@pytest.mark.parametrize("name", [n for n in KINDS if RULES[n].max_unorm])
 def test_a_step_is_at_most_max_unorm_times_as_long_as_the_weights(name: str) -> None:
     """To the bound where a step is longer, and of its own length where it is not."""
     params, grads = tree(steps=4)

@@ -20,7 +20,7 @@ from octavo.pallas_kernels import (
 )
 from octavo.pallas_kernels.backends import _memory
 
-from cases import ADAPTING, OPTIMIZERS, RULES, SHAPES, params_and_grads
+from cases import ADAPTING, KINDS, RULES, SHAPES, params_and_grads
 from kernels import (
     BACKENDS,
     INTERPRETERS,
@@ -163,7 +163,7 @@ def expect_sums(
 # only recorded, take one.
 EVERY_BACKEND = [
     (rule, name, shape)
-    for rule in OPTIMIZERS
+    for rule in KINDS
     for name in ("xla", *BACKENDS)
     for shape in (SHAPES if rule in ADAPTING else [(1000, 9)])
     if name != "tpu-simulator" or shape in [(1000, 9), (3, 64, 40)]

@@ -35,31 +35,31 @@ CASES: dict[str, Case] = {
         lambda: contrib.muon(0.1),
         {
             "inner_states/adam/inner_state/0": ADAM,
-            "inner_states/muon/inner_state/0": "mu=linear8",
+            "inner_states/muon/inner_state/0": "mu=mulaw8",
         },
     ),
     "adamax": Case(lambda: optax.adamax(0.1), {"0": ADAM}, ROOT),
     "nadam": Case(lambda: optax.nadam(0.1), {"0": ADAM}),
     "adabelief": Case(lambda: optax.adabelief(0.1), {"0": ADAM}),
     "adafactor": Case(
-        lambda: optax.adafactor(0.1, 16, momentum=0.9), {"4": "ema=linear8"}
+        lambda: optax.adafactor(0.1, 16, momentum=0.9), {"4": "ema=mulaw8"}
     ),
-    "novograd": Case(lambda: optax.novograd(0.1), {"0": "mu=linear8"}),
+    "novograd": Case(lambda: optax.novograd(0.1), {"0": "mu=mulaw8"}),
     "yogi": Case(lambda: optax.yogi(0.1), {"0": ADAM}),
     "prodigy": Case(
         contrib.prodigy,
-        {"state": "exp_avg=ratio8,exp_avg_sq=bits8,grad_sum=bits16"},
+        {"state": "exp_avg=ratio8,exp_avg_sq=bits8,grad_sum=mulaw16"},
     ),
     "schedule_free": Case(
         lambda: contrib.schedule_free_adamw(0.1),
         {"base_optimizer_state/0": "nu=bits8"},
     ),
     "ademamix": Case(
-        lambda: contrib.ademamix(0.1), {"0": "m1=ratio8,m2=bits16,nu=bits8"}
+        lambda: contrib.ademamix(0.1), {"0": "m1=ratio8,m2=mulaw16,nu=bits8"}
     ),
-    "sophia": Case(lambda: contrib.sophia(0.1), {"0": "mu=linear8,nu=linear8"}),
-    "trace": Case(lambda: optax.trace(0.9), {"state": "trace=linear8"}),
-    "ema": Case(lambda: optax.ema(0.9), {"state": "ema=linear8"}),
+    "sophia": Case(lambda: contrib.sophia(0.1), {"0": "mu=mulaw8,nu=mulaw8"}),
+    "trace": Case(lambda: optax.trace(0.9), {"state": "trace=mulaw8"}),
+    "ema": Case(lambda: optax.ema(0.9), {"state": "ema=mulaw8"}),
     "amsgrad": Case(
         lambda: optax.amsgrad(0.1), {"0": "mu=ratio8,nu=bits8,nu_max=bits8"}
     ),

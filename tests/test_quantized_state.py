@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import wrapped
 from _compiled import collectives
 
 from octavo import optim
@@ -353,3 +354,16 @@ def test_seeds_differ_and_steps_do_not_repeat() -> None:
     # Of 127 steps nearly every value lies between two codes.
     assert (first != second).mean() > 0.2
     assert (first != other).mean() > 0.2
+
+
+def test_the_page_has_the_rows_of_the_program_and_its_bytes() -> None:
+    """Of docs/quantized.md, whose distances take too long here."""
+    page = (Path(__file__).parents[1] / "docs" / "quantized.md").read_text()
+    table = page.partition("| what decides |")[2].partition("```console")[0]
+    rows = [line.split("|")[1:4] for line in table.splitlines()[2:] if line]
+    assert [row[0].replace("`", "").strip() for row in rows] == list(wrapped.CASES)
+    for (_, *shown), case in zip(rows, wrapped.CASES.values(), strict=True):
+        tx = case.make(optax.cosine_decay_schedule(case.rate, 1))
+        both = tx, optim.quantized(tx, **case.options)
+        for number, x in zip(shown, both, strict=True):
+            assert abs(float(number) - wrapped.bytes_of(x)) < 0.005

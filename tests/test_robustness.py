@@ -10,11 +10,11 @@ import pytest
 
 from octavo import optim
 
-from cases import ADAPTING, FORMATS, OPTIMIZERS, RULES, params_and_grads
+from cases import ADAPTING, FORMATS, KINDS, RULES, params_and_grads
 
 STORED = [
     (rule, state)
-    for rule in OPTIMIZERS
+    for rule in KINDS
     for state in (FORMATS if rule == "adamw" else ["8bit"])
 ]
 # What a ratio measures is the whole layer. The square of 1e30 is not finite, which

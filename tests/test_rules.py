@@ -41,10 +41,18 @@ def test_32bit_equals_the_paper_in_float64(rule: str) -> None:
     np.testing.assert_allclose(ours, exact, rtol=0, atol=50 * (2.0**-22 + 3e-2 * 1e-6))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda t: t.__name__)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("state", FORMATS)
-@pytest.mark.parametrize("rule", OPTIMIZERS)
+# All shapes and types for one rule; all rules, with all formats, for one shape.
+WRITTEN = [
+    (rule, state, shape, dtype)
+    for rule in [*OPTIMIZERS, "descent", "rmsprop-all"]
+    for state in FORMATS
+    for shape in SHAPES
+    for dtype in DTYPES
+    if rule == "adamw" or (shape == SHAPES[2] and dtype == jnp.float32)
+]
+
+
+@pytest.mark.parametrize(("rule", "state", "shape", "dtype"), WRITTEN, ids=str)
 def test_step_equals_update_and_apply(
     rule: str, state: str, shape: tuple[int, ...], dtype: Any
 ) -> None:
@@ -56,7 +64,8 @@ def test_step_equals_update_and_apply(
     updated, state_updated = run_update(tx, p, grads)
     if dtype == jnp.float32:
         chex.assert_trees_all_equal(state_stepped, state_updated)
-        ulp = np.spacing(np.maximum(np.abs(stepped), np.abs(updated)))
+        # Of what is added up: where it cancels, the sum has smaller ones.
+        ulp = np.spacing(np.max(np.abs([stepped, updated, p]), axis=0))
         assert (np.abs(stepped - updated) <= ulp).all()
     else:  # the update itself is rounded to bf16 on the way to apply_updates
         np.testing.assert_allclose(
@@ -76,7 +85,10 @@ def test_quantized_follows_32bit(rule: str, state: str) -> None:
     exact, _ = run_step(case.ours(0.01, **case.kwargs, state="32bit"), p, grads)
     got, _ = run_step(case.ours(0.01, **case.kwargs, state=state), p, grads)
     error = jnp.linalg.norm(got - exact) / jnp.linalg.norm(exact - p)
-    assert error < (0.01 if state == "bf16" else 0.1)
+    # A sign of Lion's that flips is an error of two steps: of a share f of them, 2
+    # sqrt(f). Unbiased bf16 is wrong by .5 % (mean) where b1 = .9, by 1.6 % at .99.
+    dense = 0.05 if rule == "lion" else 0.01
+    assert error < (0.1 if state in ("8bit", "dynamic8") else dense)
 
 
 def test_learning_rate_schedule_sees_the_steps_taken_before() -> None:
@@ -152,3 +164,55 @@ def test_random_bits_depend_on_the_seed_the_leaf_and_the_step() -> None:
     chex.assert_trees_all_equal(codes(seed=1), [first, second])
     assert (first != second).any()
     assert (codes(seed=2)[0] != first).any()
+
+
+# ------------------------------------------------------------------------ long runs
+
+
+def long_run(tx: optim.Transformation, p: jax.Array, steps: int) -> Any:
+    """Parameters and state after steps with gradients of its own, in one program.
+
+    They have a mean of a tenth of their deviation, and do not depend on parameters.
+    """
+    rng = np.random.default_rng(1)
+    deviation = jnp.asarray(np.exp(rng.normal(size=p.shape)), jnp.float32)
+
+    def body(carry: Any, t: jax.Array) -> Any:
+        noise = jax.random.normal(jax.random.fold_in(jax.random.key(0), t), p.shape)
+        params, state = carry
+        return tx.step(deviation * (0.1 + noise), state, params), None
+
+    start = p, tx.init(p)
+    return jax.jit(lambda x: jax.lax.scan(body, x, jnp.arange(steps))[0])(start)
+
+
+@pytest.mark.parametrize("rule", [rule for rule in RULES if RULES[rule].slots])
+def test_1000_steps_in_8_bits_go_the_way_of_32(rule: str) -> None:
+    """Errors of the steps are those of unbiased rounding: they do not add up to a way.
+
+    The error of a step is up to a tenth of it, and lasts for 1 / (1 - b) steps, 1,000
+    at most: a tenth of the way, if all of it were one error.
+    """
+    case, (p, _) = RULES[rule], params_and_grads((128, 32))
+    ends = [
+        long_run(case.ours(1e-3, **case.kwargs, state=s, min_quantized_size=0), p, 1000)
+        for s in ("32bit", "8bit")
+    ]
+    exact, got = (params for params, _ in ends)
+    assert jnp.linalg.norm(got - exact) < 0.1 * jnp.linalg.norm(exact - p)
+
+
+@pytest.mark.parametrize("rule", ["adagrad", "amsgrad"])
+def test_what_only_grows_neither_stalls_nor_drifts_in_10000_steps(rule: str) -> None:
+    """Of the root, which steps are divided by: no bias, and the noise of its format."""
+    case, (p, _) = RULES[rule], params_and_grads((128, 32))
+    roots = []
+    for state in ("32bit", "8bit"):
+        tx = case.ours(0.0, **case.kwargs, state=state, min_quantized_size=0)
+        _, end = long_run(tx, p, 10_000)
+        roots.append(jnp.sqrt(optim.dequantize(end)[end.slots[-1]]))
+    ratio = np.asarray(roots[1] / roots[0])
+    # bits8: a code is .8 % of the root at the top and 2.7 % at most, to the nearest
+    # (AMSGrad); 10 % is what unbiased rounding adds up to (docs/formats.md).
+    assert abs(np.median(ratio) - 1) < 0.03
+    assert np.sqrt(np.mean((ratio - 1) ** 2)) < 0.15

@@ -17,7 +17,7 @@ from octavo import optim
 
 from aot import TPUS
 from aot import sharding as device_of
-from cases import ADAPTING, OPTIMIZERS, RULES
+from cases import ADAPTING, KINDS, RULES
 from kernels import KERNEL, expect_in_place
 from meshes import AXES, given, layer_axes, mesh_of, on, values
 
@@ -39,7 +39,7 @@ class Case(NamedTuple):
 CASES: dict[str, Case] = {
     **{
         rule: Case(RULES[rule].ours, RULES[rule].kwargs, int(rule in ADAPTING))
-        for rule in OPTIMIZERS
+        for rule in KINDS
     },
     "value": Case(optim.adamw, {"grad_clip_value": 1.0}, 0),
     "clip": Case(optim.adamw, {"grad_clip_norm": 1.0}, 1),
@@ -61,7 +61,7 @@ def compiled(tx: optim.Transformation, params: Any, state: Any) -> Any:
 @pytest.mark.parametrize(
     ("case", "axes"),
     [(case, "auto") for case in CASES]
-    + [(case, "explicit") for case in (*OPTIMIZERS, "two")],
+    + [(case, "explicit") for case in (*KINDS, "two")],
 )
 def test_a_step_reduces_once_if_at_all_and_moves_nothing_else(
     case: str, axes: str
@@ -110,7 +110,7 @@ def test_donated_arrays_are_used_up() -> None:
 
 
 @pytest.mark.parametrize("axes", AXES)
-@pytest.mark.parametrize("rule", OPTIMIZERS)
+@pytest.mark.parametrize("rule", KINDS)
 def test_an_eager_step_is_compiled_once(
     rule: str, axes: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -12,11 +12,11 @@ import pytest
 from octavo import optim
 
 from bits import assert_same_bits, bits
-from cases import OPTIMIZERS
+from cases import KINDS
 from limits import KEEPS, everything, limited, tree
 from training import run_step
 
-every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
+every_optimizer = pytest.mark.parametrize("name", KINDS)
 
 
 def copied(tree: Any) -> Any:

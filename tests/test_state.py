@@ -17,8 +17,7 @@ from flax import nnx
 
 from octavo import optim
 from octavo.pallas_kernels import FORMATS as KERNEL_FORMATS
-from octavo.pallas_kernels import SLOW
-from octavo.pallas_kernels import blocks_of
+from octavo.pallas_kernels import SLOW, blocks_of
 
 from cases import FORMATS, RULES
 

@@ -13,6 +13,7 @@ from ..stepping.transformation import Transformation
 from ..storage.state import State
 from ..storage.table import records_of
 from ..storage.tree import path_name
+from ..wrapping.transformation import Quantized
 from .checksum import checksum, is_key, shown
 
 VERSION = 1
@@ -67,6 +68,8 @@ def describe(step: int, tree: Any, tx: Any = None, checksums: bool = True) -> An
 
 def seed_of(tx: Any) -> int | None:
     """The seed of an Octavo optimizer."""
+    if isinstance(tx, Quantized):
+        return tx.wrapper.settings.seed
     return tx.optimizer.settings.seed if isinstance(tx, Transformation) else None
 
 

@@ -75,6 +75,11 @@ def fused(
     if is_number(weight_decay):
         check_not_negative(weight_decay=weight_decay)
     settings = Settings.of(options, rule.slots)
+    if settings.record_norms and not rule.slots:
+        raise ValueError(
+            "record_norms=True: an optimizer that keeps no moments has no leaves in its "
+            "state to record norms of. Leave it out, or give sgd a momentum"
+        )
     masks = {"mask": mask, "adapt_mask": adapt_mask}
     return Transformation(
         Optimizer(rule, hyperparameters, learning_rate, settings, weight_decay, masks)

@@ -30,7 +30,7 @@ _BLOCKS = (8, 16, 32)  # as many float32 values of each slot stay in registers
 _GRID = "tile"
 _LAYOUT = plgpu.Layout.WG_STRIDED((_COLUMNS,), vec_size=1)
 # Mosaic GPU lowers what these do; dynamic8, for one, takes `floor`.
-_FORMATS = ("32bit", "bf16", "bits16", "bits8", "linear8", "ratio8")
+_FORMATS = ("32bit", "bf16", "bits8", "mulaw8", "mulaw16", "ratio8")
 
 
 def refuses(program: Program) -> str | None:

@@ -9,25 +9,30 @@ from collections.abc import Callable
 from .base import Format as Format
 from .base import widened as widened
 from .bits8 import Bits8 as Bits8
-from .bits16 import Bits16 as Bits16
 from .dense import BFloat16 as BFloat16
 from .dense import Float32 as Float32
 from .dynamic8 import Dynamic8 as Dynamic8
 from .linear8 import Linear8 as Linear8
+from .mulaw import MuLaw as MuLaw
 
 # name -> (is the slot signed? may it be relative to another?) -> format
 FORMATS: dict[str, Callable[..., Format]] = {
     "32bit": lambda signed, relative=False: Float32(),
     "bf16": lambda signed, relative=False: BFloat16(),
-    "8bit": lambda signed, relative=False: Linear8(relative) if signed else Bits8(),
-    "16bit": lambda signed, relative=False: Bits16() if signed else BFloat16(),
+    "8bit": lambda signed, relative=False: (
+        Bits8() if not signed else Linear8(relative) if relative else MuLaw()
+    ),
+    "16bit": lambda signed, relative=False: MuLaw(16) if signed else BFloat16(),
     "dynamic8": lambda signed, relative=False: Dynamic8(signed),
 }
 # The name that is asked for -> that of the format in which a slot is stored whose decay
 # is .999 or more: it adds up 1 / (1 - decay) roundings, and 8 bits are lost in them.
 SLOW: dict[str, str] = {"8bit": "16bit"}
 # The numbers of formats that are written no more -> what reads them.
-_BEFORE: dict[int, Format] = {2: BFloat16()}  # rounded to the nearest
+_BEFORE: dict[int, Format] = {
+    2: BFloat16(),  # rounded to the nearest
+    10: Linear8(),
+}
 
 
 def numbered(number: int) -> Format:

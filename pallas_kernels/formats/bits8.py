@@ -53,7 +53,7 @@ class Bits8(Format):
     so sqrt(v), which Adam divides by, moves by about 4 / level from one level to the
     next: 1.5 % at the top on average, and 2.7 % at most. Rounding is unbiased in y:
     with b2 = 0.999 a step moves v by 0.1 %, far less than a code, and the nearest code
-    would be the old one for ever. There is no code for zero: sqrt(v) below about 1.7e-6
+    would be the old one for ever. There is no code for zero: sqrt(v) below about 1.6e-6
     of the block's largest is clamped **up** to it, which makes steps too small, never
     too large. Only a block of zeros (scale 0) decodes to zero. 1 byte, and
     2 / block_size for the scale.

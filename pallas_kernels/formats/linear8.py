@@ -1,4 +1,4 @@
-"""8 bits in equal steps: the default format of first moments."""
+"""8 bits in equal steps: the default format of first moments beside second ones."""
 
 from dataclasses import dataclass
 
