@@ -10,6 +10,7 @@ from _formats_candidates import F32, Candidate
 from jax import lax
 
 from octavo.optim.adam import ADAM
+from octavo.optim.lion import LION
 from octavo.optim.momentum import momentum_rule
 from octavo.pallas_kernels import (
     Blocks,
@@ -28,7 +29,7 @@ FRACTIONS = (1e-3, 1e-4, 1e-5, 1e-6)
 _AFTER, _LATE = 50, 300  # steps after a visit
 _SGD = momentum_rule(nesterov=False)  # what it is, is a scalar
 Forms: TypeAlias = tuple[Candidate, ...]
-Kind: TypeAlias = Literal["normal", "heavy", "constant", "drift"]
+Kind: TypeAlias = Literal["normal", "heavy", "constant"]
 
 
 class World(NamedTuple):
@@ -40,6 +41,7 @@ class World(NamedTuple):
       b2: of each column.
       period: an element has a gradient once in so many steps.
       phase: steps since the last one, at the start.
+      mean: of the gradients, beside a standard deviation of 1.
     """
 
     sigma: jax.Array
@@ -47,13 +49,14 @@ class World(NamedTuple):
     b2: jax.Array
     period: jax.Array
     phase: jax.Array
+    mean: jax.Array
 
 
 def world(sigma: jax.Array, b1: Any, b2: Any) -> World:
     """With a gradient in every step."""
     ones = jnp.ones((1, sigma.shape[1]))
     every = jnp.ones(sigma.shape, jnp.int32)
-    return World(sigma, b1 * ones, b2 * ones, every, 0 * every)
+    return World(sigma, b1 * ones, b2 * ones, every, 0 * every, 0.0 * ones)
 
 
 class State(NamedTuple):
@@ -142,7 +145,7 @@ def _noise(key: jax.Array, shape: tuple[int, int]) -> tuple[list, list]:
 def _storage(forms: Candidate, shape: tuple[int, int], dither: Any = None) -> Storage:
     """With scales that are longer by `dither`, where a candidate likes it."""
     slots = []
-    for k, form in enumerate(x for x in forms if x is not None):
+    for k, form in enumerate(x for x in forms[:2] if x is not None):
         dithered = getattr(form, "dithered", None)
         if dithered is not None and dither is not None:
             form = dithered(dither[k])
@@ -159,7 +162,7 @@ def _step(
     """The library's own step, of which u is the update."""
     values, blocks = noise
     storage = _storage(forms, g.shape, blocks)
-    rule = _SGD if forms.v is None else ADAM
+    rule = LION if forms.signs else _SGD if forms.v is None else ADAM
     weight = jnp.ones_like(where.b1) if forms.v is None else 1 - where.b1
     new = tile_step(
         Program(rule, storage, in_place=False),
@@ -186,15 +189,15 @@ def started(forms: Forms, *moments: jax.Array) -> tuple[State, ...]:
 
 
 def _exact(forms: Forms) -> Candidate:
-    return Candidate(F32, None if forms[0].v is None else F32)
+    return forms[0]._replace(m=F32, v=None if forms[0].v is None else F32)
 
 
 def _gradients(kind: Kind, key: jax.Array, shape: tuple[int, int]) -> jax.Array:
-    """Of standard size, `drift` with a mean of 1; heavy tails are Student's t of 3."""
+    """Of standard size; heavy tails are Student's t of 3."""
     if kind == "constant":
         return jnp.ones(shape)
-    if kind in ("normal", "drift"):
-        return jax.random.normal(key, shape) + (kind == "drift")
+    if kind == "normal":
+        return jax.random.normal(key, shape)
     normal = jax.random.normal(key, (4, *shape))
     return normal[0] * lax.rsqrt(jnp.mean(normal[1:] ** 2, axis=0))
 
@@ -215,7 +218,7 @@ def run(
     All see the same gradients and random numbers.
 
     Args:
-      candidates: which to run: Adams or SGDs.
+      candidates: which to run: Adams, SGDs or Lions.
       kind: of gradients.
       meter: what to sum up: `squares` or `visits`.
       start: number of the first step.
@@ -232,7 +235,8 @@ def run(
     def step(t: jax.Array, carry: tuple) -> tuple:
         old, sums = carry
         age = (t + where.phase) % where.period
-        g = where.sigma * _gradients(kind, jax.random.fold_in(seed, t), shape)
+        g = _gradients(kind, jax.random.fold_in(seed, t), shape) + where.mean
+        g = where.sigma * g
         g = jnp.where(age == 0, g, 0.0)
         noise = _noise(rounding.step_key(0, jnp.int32(t)), shape)
         pairs = zip((_exact(candidates), *candidates), old, strict=True)

@@ -25,10 +25,11 @@ _UNIT = 1 << NOISE_BITS
 
 
 class Candidate(NamedTuple):
-    """How m and v are stored; without v, an SGD."""
+    """How m and v are stored; without v, an SGD, or a Lion, which steps by signs."""
 
     m: Format
     v: Format | None = None
+    signs: bool = False
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from _formats_candidates import (
 )
 
 from octavo.pallas_kernels import FORMATS, Format
-from octavo.pallas_kernels.formats import MuLaw, Linear8
+from octavo.pallas_kernels.formats import Linear8, MuLaw
 from octavo.pallas_kernels.formats.base import Numbers
 from octavo.pallas_kernels.rounding import NOISE_BITS
 
@@ -65,13 +65,13 @@ SLOW: dict[str, Candidate] = {
     "bf16 to nearest / bf16": Candidate(NearestBFloat16(), BF16),
 }
 MOMENTA: dict[str, Candidate] = {
-    "linear8: 8bit": Candidate(FORMATS["8bit"](True, False)),
+    "mulaw8: 8bit": Candidate(FORMATS["8bit"](True, False)),
     "mulaw16: 16bit": Candidate(FORMATS["16bit"](True, False)),
-    "linear16": Candidate(Linear16()),
     "bf16: bf16": Candidate(FORMATS["bf16"](True, False)),
     "bf16 to nearest": Candidate(NearestBFloat16()),
     "dynamic8: dynamic8": Candidate(FORMATS["dynamic8"](True, False)),
+    "linear8": Candidate(Linear8()),
+    "linear16": Candidate(Linear16()),
     "linear8 to nearest": Candidate(NearestLinear8()),
     "log8, dither": Candidate(Log8()),
-    "log8": Candidate(Log8(dither=False)),
 }

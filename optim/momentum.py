@@ -65,8 +65,8 @@ def nesterov_ball(
 
 
 def is_absent(momentum: Any) -> bool:
-    """Whether there is no momentum to keep, as far as it is known."""
-    return momentum is None or (not is_traced(momentum) and bool(momentum == 0))
+    """Whether there is no momentum to keep: None or 0, and no array that may change."""
+    return momentum is None or (isinstance(momentum, int | float) and momentum == 0)
 
 
 def check_nesterov(nesterov: bool, momentum: Any, dampening: Any = 0.0) -> None:

@@ -136,8 +136,8 @@ class Settings:
                 )
         given = {name: value for name, value in options.items() if value is not None}
         settings = cls(**given)  # type: ignore[arg-type]
-        if not callable(settings.backend):
-            settings.backend_of("")
+        if not callable(settings.backend) and not is_tree(settings.backend):
+            check_backend(settings.backend)
         if not settings.state_by_leaf(slots):
             formats_of(settings.state, slots)
         if not callable(settings.block_size) and not is_tree(settings.block_size):
@@ -167,16 +167,6 @@ class Settings:
         """Whether the norms of gradients limit them."""
         return self.grad_clip_norm is not None or self.percentile_clipping is not None
 
-    def backend_of(self, path: str) -> str | None:
-        """The backend that the user wants for a leaf."""
-        name = self.backend(path) if callable(self.backend) else self.backend
-        if name is not None and name not in BACKENDS:
-            raise ValueError(
-                f"unknown backend {name!r}{at(path)}; known are {_listed(BACKENDS)}, "
-                "or None for the best one"
-            )
-        return name
-
     def state_by_leaf(self, slots: tuple[Slot, ...]) -> bool:
         """Whether the option `state` may differ from leaf to leaf."""
         return callable(self.state) or not is_state(self.state, slots)
@@ -188,6 +178,15 @@ def is_state(value: Any, slots: tuple[Slot, ...]) -> bool:
         names = {slot.name for slot in slots}
         return bool(names & set(value)) or not value
     return not is_tree(value)
+
+
+def check_backend(name: Any, path: str = "") -> None:
+    """Raise ValueError unless it is one, or None."""
+    if name is not None and name not in BACKENDS:
+        raise ValueError(
+            f"unknown backend {name!r}{at(path)}; known are {_listed(BACKENDS)}, "
+            "or None for the best one"
+        )
 
 
 def is_tree(value: Any) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -49,10 +50,12 @@ class MemoryReport:
       rows: groups of leaves, in the order of the tree.
       other_bytes: state that belongs to no leaf of an Octavo optimizer: counters, and
         the state of other transformations in a chain.
+      parameters: values in all leaves, with state or without.
     """
 
     rows: tuple[MemoryRow, ...]
     other_bytes: int
+    parameters: int
 
     @property
     def bytes(self) -> int:
@@ -63,11 +66,6 @@ class MemoryReport:
     def bytes_32bit(self) -> int:
         """Of the whole state, with 4 bytes for each moment."""
         return sum(row.bytes_32bit for row in self.rows) + self.other_bytes
-
-    @property
-    def parameters(self) -> int:
-        """Values in all leaves."""
-        return sum(row.parameters for row in self.rows)
 
     def __str__(self) -> str:
         from rich.console import Console
@@ -147,7 +145,8 @@ def memory_report(tx: optax.GradientTransformation, params: Any) -> MemoryReport
         for (pattern, shape, formats), sizes in groups.items()
     )
     whole = sum(nbytes(x) for x in jax.tree.leaves(state))
-    return MemoryReport(rows, whole - sum(row.bytes for row in rows))
+    values = sum(math.prod(jnp.shape(p)) for p in jax.tree.leaves(params))
+    return MemoryReport(rows, whole - sum(row.bytes for row in rows), values)
 
 
 def _shown(slot: StoredSlot) -> str:

@@ -9,8 +9,6 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from drawn import RATE, Problem, paths_of, problems
-from exact import Expected, LeafCase, clip_factors, expected, real
 from hypothesis import HealthCheck, given, settings
 
 from octavo import optim
@@ -19,6 +17,8 @@ from octavo.pallas_kernels import FORMATS as KERNEL_FORMATS
 from octavo.pallas_kernels import Storage
 
 from cases import FORMATS, RULES, FormatCase
+from drawn import RATE, Problem, paths_of, problems
+from exact import Expected, LeafCase, clip_factors, expected, real
 
 # What an error says besides the name of what is wrong: what is allowed.
 REMEDIES = ("must be", "known are", "the options are", "give", ", not ", "expected")
@@ -34,7 +34,7 @@ QUICKLY: Any = {"xla_backend_optimization_level": 0}
 
 
 @settings(
-    max_examples=80,
+    max_examples=100,
     derandomize=True,
     database=None,
     deadline=None,

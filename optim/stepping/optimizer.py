@@ -14,7 +14,7 @@ from octavo import pallas_kernels as kernels
 from octavo.pallas_kernels import Program, Rule, Scalars, Storage
 
 from ..checks import check_not_negative
-from ..options import Settings, at
+from ..options import Settings, at, check_backend
 from ..sharding.placement import everywhere, filled, placements
 from ..storage.plan import plan, quantizes
 from ..storage.state import (
@@ -26,7 +26,7 @@ from ..storage.state import (
     state_class,
 )
 from ..storage.table import table_of, tag_of
-from ..storage.tree import BOOLS, NUMBERS, Leaves, per_leaf, spread
+from ..storage.tree import BACKENDS, BOOLS, NUMBERS, Leaves, per_leaf, spread
 from .norms import HISTORY, no_norms, unlimited
 from .operands import Operands, Step, operands
 from .tasks import Work, warn_of_crossing
@@ -180,16 +180,13 @@ class Optimizer:
     ) -> list[Work]:
         """What a step has to do for each leaf: static, without its arrays."""
         rules = self._rules(records, params, tree)
-        rows = zip(tree.paths, rules, records, where, dtypes, strict=True)
+        backends = per_leaf("backend", self.settings.backend, tree, BACKENDS)
+        for path, backend in zip(tree.paths, backends, strict=True):
+            check_backend(backend, path)
+        rows = zip(tree.paths, rules, records, where, dtypes, backends, strict=True)
         return [
-            Work(
-                path,
-                Program(rule, record, in_place),
-                sharding,
-                types,
-                self.settings.backend_of(path),
-            )
-            for path, rule, record, sharding, types in rows
+            Work(path, Program(rule, record, in_place), sharding, types, backend)
+            for path, rule, record, sharding, types, backend in rows
         ]
 
     def _rules(

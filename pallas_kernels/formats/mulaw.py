@@ -10,7 +10,10 @@ import numpy as np
 from ..rounding import NOISE_BITS
 from .base import Format, Numbers, bits_of, float_of, rounded_up
 
-_ONE = int(np.float32(1.0).view(np.int32))
+# y is twice what the formula says: bits that 2 has, a cast to a code loses, which those
+# of 1 are not.
+_TWO = int(np.float32(2.0).view(np.int32))
+_SIGN = np.int32(-(2**31))
 _SMALLEST = 2.0**-100  # of a scale; smaller moments become zero
 
 
@@ -60,15 +63,15 @@ class MuLaw(Format):
         return {8: 19, 16: 12}[self.width]
 
     @property
-    def top(self) -> float:
+    def _top(self) -> np.float32:
         """y of the highest code."""
         codes = (1 << (self.width - 1)) - 1
-        return float(np.int32(_ONE + (codes << self._shift)).view(np.float32))
+        return np.int32(_TWO + (codes << self._shift)).view(np.float32)
 
     @property
     def _step(self) -> np.float32:
         """The value of the highest code must not exceed the scale."""
-        return np.nextafter(np.float32(1 / (self.top - 1)), np.float32(0))
+        return np.nextafter(np.float32(1 / (self._top - 2)), np.float32(0))
 
     def scale(self, largest: jax.Array) -> jax.Array:
         return rounded_up(jnp.maximum(largest, _SMALLEST))
@@ -79,19 +82,21 @@ class MuLaw(Format):
     def encoded(
         self, x: jax.Array, block: Numbers, noise: jax.Array | int
     ) -> jax.Array:
-        shift = self._shift
-        y = jnp.minimum(jnp.abs(x) * block[0] + 1.0, np.float32(self.top))
-        if shift >= NOISE_BITS:  # and half of what is missing in the noise
-            missing = shift - NOISE_BITS
-            dither = (noise << missing) + ((1 << missing >> 1) - _ONE)
+        size, missing = jnp.abs(x) * block[0], self._shift - NOISE_BITS
+        if missing > 0:
+            # Half of what the noise has not. The largest y, rounded, exceeds the top by
+            # less than the other half.
+            zero = np.int32(_TWO + (1 << missing >> 1)).view(np.float32)
+            bits = bits_of(size + zero) + (noise << missing)
         else:
-            dither = (noise >> (NOISE_BITS - shift)) - _ONE
-        code = (bits_of(y) + dither) >> shift
+            bits = bits_of(jnp.minimum(size + 2.0, self._top)) + (noise >> -missing)
+        code = bits >> self._shift
         return jnp.where(x < 0.0, -code, code)
 
     def decoding(self, scale: jax.Array) -> Numbers:
         return (scale * self._step,)
 
     def decoded(self, codes: jax.Array, block: Numbers) -> jax.Array:
-        size = float_of((jnp.abs(codes) << self._shift) + np.int32(_ONE)) - 1.0
-        return jnp.where(codes < 0, -size, size) * block[0]
+        zero = (codes & _SIGN) | np.int32(_TWO)
+        y = float_of((jnp.abs(codes) << self._shift) + zero)
+        return (y - float_of(zero)) * block[0]
