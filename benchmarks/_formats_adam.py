@@ -1,6 +1,7 @@
 """Rules on rounded moments beside exact ones: what `formats.py` measures."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -27,6 +28,7 @@ from octavo.pallas_kernels.step import tile_step
 BLOCK = 32  # a block is a column
 FRACTIONS = (1e-3, 1e-4, 1e-5, 1e-6)
 _AFTER, _LATE = 50, 300  # steps after a visit
+_LION = replace(LION, decay=None)
 _SGD = momentum_rule(nesterov=False)  # what it is, is a scalar
 Forms: TypeAlias = tuple[Candidate, ...]
 Kind: TypeAlias = Literal["normal", "heavy", "constant"]
@@ -162,7 +164,7 @@ def _step(
     """The library's own step, of which u is the update."""
     values, blocks = noise
     storage = _storage(forms, g.shape, blocks)
-    rule = LION if forms.signs else _SGD if forms.v is None else ADAM
+    rule = _LION if forms.signs else _SGD if forms.v is None else ADAM
     weight = jnp.ones_like(where.b1) if forms.v is None else 1 - where.b1
     new = tile_step(
         Program(rule, storage, in_place=False),

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from octavo.pallas_kernels import Rule, Slot, divide, root
+from octavo.pallas_kernels import Rule, Slot, Tiles, divide, root
 
 from .checks import check_bool, check_not_negative, is_traced
 from .options import Options, with_options
@@ -40,9 +40,7 @@ def _scalars(t: jax.Array, learning_rate: jax.Array, h: AdagradNumbers) -> _Scal
     return _Scalars(rate, *((eps, zero) if h.eps_in_sqrt else (zero, eps)))
 
 
-def _direction(
-    g: jax.Array, slots: tuple[jax.Array, ...], s: _Scalars
-) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+def _direction(g: jax.Array, slots: Tiles, s: _Scalars) -> tuple[jax.Array, Tiles]:
     """Duchi, Hazan and Singer, figure 1: diagonal matrices."""
     (v,) = slots
     v = v + g * g

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from octavo.pallas_kernels import Rule, Slot, divide, root
+from octavo.pallas_kernels import Rule, Slot, Tiles, divide, root
 
 from .checks import check_bool, check_fraction, check_not_negative
 from .options import Options, with_options
@@ -50,9 +50,7 @@ def _scalars(t: jax.Array, learning_rate: jax.Array, h: AdamNumbers) -> _Scalars
     return _Scalars(b1, b2, weight, root / c1, eps * root)
 
 
-def _direction(
-    g: jax.Array, slots: tuple[jax.Array, ...], s: _Scalars
-) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+def _direction(g: jax.Array, slots: Tiles, s: _Scalars) -> tuple[jax.Array, Tiles]:
     """arXiv 1412.6980, algorithm 1, in the order of its section 2."""
     m, v = slots
     m = s.b1 * m + s.weight * g
@@ -81,8 +79,8 @@ def _nesterov_scalars(
 
 
 def _nesterov(
-    g: jax.Array, slots: tuple[jax.Array, ...], s: _NesterovScalars
-) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    g: jax.Array, slots: Tiles, s: _NesterovScalars
+) -> tuple[jax.Array, Tiles]:
     """Dozat, Incorporating Nesterov Momentum into Adam, without its factor of v."""
     m, v = slots
     m = s.b1 * m + (1 - s.b1) * g
@@ -107,9 +105,7 @@ def _maximum_scalars(
     return _MaximumScalars(s.b1, s.b2, 1 / c1, 1 / c2, jnp.asarray(h.eps, jnp.float32))
 
 
-def _amsgrad(
-    g: jax.Array, slots: tuple[jax.Array, ...], s: _MaximumScalars
-) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+def _amsgrad(g: jax.Array, slots: Tiles, s: _MaximumScalars) -> tuple[jax.Array, Tiles]:
     """arXiv 1904.09237, algorithm 2, with the bias corrections that optax has."""
     m, v, largest = slots
     m = s.b1 * m + (1 - s.b1) * g

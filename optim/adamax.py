@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from octavo.pallas_kernels import Rule, Slot, divide, root
+from octavo.pallas_kernels import Rule, Slot, Tiles, divide, root
 
 from .adam import AdamNumbers
 from .options import Options, with_options
@@ -26,9 +26,7 @@ def _scalars(t: jax.Array, learning_rate: jax.Array, h: AdamNumbers) -> _Scalars
     return _Scalars(b1, b2, -1 / jnp.expm1(t * jnp.log(b1)), eps)
 
 
-def _direction(
-    g: jax.Array, slots: tuple[jax.Array, ...], s: _Scalars
-) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+def _direction(g: jax.Array, slots: Tiles, s: _Scalars) -> tuple[jax.Array, Tiles]:
     """arXiv 1412.6980, algorithm 2, whose u is the root of this v."""
     m, v = slots
     m = s.b1 * m + (1 - s.b1) * g

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from octavo.pallas_kernels import Rule, Slot, divide, root
+from octavo.pallas_kernels import Rule, Slot, Tiles, divide, root
 
 from .adam import AdamNumbers
 from .checks import check_fraction, check_not_negative, check_positive
@@ -75,9 +75,7 @@ def _warmed(b1: jax.Array, b3: jax.Array, s: jax.Array) -> jax.Array:
     return jnp.minimum(warmed, b3)
 
 
-def _direction(
-    g: jax.Array, slots: tuple[jax.Array, ...], s: _Scalars
-) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+def _direction(g: jax.Array, slots: Tiles, s: _Scalars) -> tuple[jax.Array, Tiles]:
     """arXiv 2409.03137, algorithm 1."""
     m1, m2, v = slots
     m1 = s.b1 * m1 + (1 - s.b1) * g

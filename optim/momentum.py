@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from octavo.pallas_kernels import Rule, Slot
+from octavo.pallas_kernels import Rule, Slot, Tiles
 
 from .checks import check_fraction, is_traced
 
@@ -48,8 +48,8 @@ def scalars_rate_first(
 
 
 def heavy_ball(
-    g: jax.Array, slots: tuple[jax.Array, ...], s: MomentumScalars
-) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    g: jax.Array, slots: Tiles, s: MomentumScalars
+) -> tuple[jax.Array, Tiles]:
     """Polyak's momentum."""
     (m,) = slots
     m = s.momentum * m + s.weight * (s.rate * g)
@@ -57,8 +57,8 @@ def heavy_ball(
 
 
 def nesterov_ball(
-    g: jax.Array, slots: tuple[jax.Array, ...], s: MomentumScalars
-) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    g: jax.Array, slots: Tiles, s: MomentumScalars
+) -> tuple[jax.Array, Tiles]:
     """Nesterov's, as Sutskever et al. write it."""
     m, _ = heavy_ball(g, slots, s)
     return s.rate * g + s.momentum * m, (m,)

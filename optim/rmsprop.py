@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple, TypeAlias, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from octavo.pallas_kernels import Rule, Slot, divide, root
+from octavo.pallas_kernels import Rule, Slot, Tiles, divide, root
 
 from .checks import check_bool, check_fraction, check_not_negative, is_traced
 from .momentum import (
@@ -25,8 +25,6 @@ from .momentum import (
 )
 from .options import Options, with_options
 from .stepping.transformation import Transformation, fused
-
-_Tiles: TypeAlias = tuple[jax.Array, ...]
 
 
 @dataclass(frozen=True)
@@ -64,14 +62,14 @@ def _scalars(momentum: Callable[..., MomentumScalars]) -> Callable[..., _Scalars
     return scalars
 
 
-def _by_squares(g: jax.Array, slots: _Tiles, s: _Scalars) -> tuple[jax.Array, _Tiles]:
+def _by_squares(g: jax.Array, slots: Tiles, s: _Scalars) -> tuple[jax.Array, Tiles]:
     """Tieleman and Hinton, lecture 6e."""
     (v,) = slots
     v = s.decay * v + (1 - s.decay) * (g * g)
     return divide(g, root(s.correction * v + s.inside) + s.outside), (v,)
 
 
-def _by_variance(g: jax.Array, slots: _Tiles, s: _Scalars) -> tuple[jax.Array, _Tiles]:
+def _by_variance(g: jax.Array, slots: Tiles, s: _Scalars) -> tuple[jax.Array, Tiles]:
     """Graves, arXiv 1308.0850, equations 38 to 41.
 
     The variance itself is kept (West's recurrence): the difference of a mean of squares
@@ -102,7 +100,7 @@ def rmsprop_rule(
         return Rule(slots, _scalars(momentum_scalars), scaled, decay="gradient")
     ball = nesterov_ball if nesterov else heavy_ball
 
-    def direction(g: jax.Array, all_: _Tiles, s: _Scalars) -> tuple[jax.Array, _Tiles]:
+    def direction(g: jax.Array, all_: Tiles, s: _Scalars) -> tuple[jax.Array, Tiles]:
         u, moments = scaled(g, all_[:-1], s)
         u, trace = ball(u, all_[-1:], s.momentum)
         return u, (*moments, *trace)

@@ -26,6 +26,7 @@ from .rule import InOptax as InOptax
 from .rule import Norms as Norms
 from .rule import Rule as Rule
 from .rule import Slot as Slot
+from .rule import Tiles as Tiles
 from .storage import Storage as Storage
 from .storage import StoredSlot as StoredSlot
 from .storage import nbytes as nbytes

@@ -77,8 +77,8 @@ def fused(
     settings = Settings.of(options, rule.slots)
     if settings.record_norms and not rule.slots:
         raise ValueError(
-            "record_norms=True: an optimizer that keeps no moments has no leaves in its "
-            "state to record norms of. Leave it out, or give sgd a momentum"
+            "record_norms=True: an optimizer that keeps no moments has no leaves in "
+            "its state to record norms of. Leave it out, or give sgd a momentum"
         )
     masks = {"mask": mask, "adapt_mask": adapt_mask}
     return Transformation(
