@@ -11,6 +11,7 @@ from .adamax import adamax
 from .ademamix import ademamix
 from .lamb import lamb
 from .lars import lars
+from .lion import lion
 from .rmsprop import rmsprop
 from .sgd import sgd
 from .spelling import Callee, translated
@@ -64,6 +65,7 @@ ademamix8bit, ademamix32bit = _stored("ademamix", ademamix)
 amsgrad8bit, amsgrad32bit = _stored("amsgrad", adam, amsgrad=True)
 lamb8bit, lamb32bit = _stored("lamb", lamb)
 lars8bit, lars32bit = _stored("lars", lars)
+lion8bit, lion32bit = _stored("lion", lion)
 nadam8bit, nadam32bit = _stored("nadam", adam, nesterov=True)
 nadamw8bit, nadamw32bit = _stored("nadamw", adamw, nesterov=True)
 rmsprop8bit, rmsprop32bit = _stored("rmsprop", rmsprop)
@@ -76,7 +78,7 @@ __all__ = [
     "adamax8bit", "adamax32bit", "adamw8bit", "adamw32bit",
     "ademamix8bit", "ademamix32bit", "amsgrad8bit", "amsgrad32bit",
     "lamb8bit", "lamb32bit", "lars8bit", "lars32bit",
-    "nadam8bit", "nadam32bit",
+    "lion8bit", "lion32bit", "nadam8bit", "nadam32bit",
     "nadamw8bit", "nadamw32bit", "rmsprop8bit", "rmsprop32bit",
     "sgd8bit", "sgd32bit",
 ]

@@ -12,6 +12,7 @@ TORCH_DEFAULTS: dict[str, dict[str, Any]] = {
     "nadamw": {"learning_rate": 2e-3, "weight_decay": 0.01},
     "adamax": {"learning_rate": 2e-3},
     "ademamix": {"learning_rate": 1e-3, "weight_decay": 0.01},
+    "lion": {"learning_rate": 1e-4, "weight_decay": 0.0},
     "sgd": {"learning_rate": 1e-3},
     "rmsprop": {
         "learning_rate": 1e-2,

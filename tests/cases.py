@@ -25,6 +25,7 @@ from formulas import (
     amsgrad_of_optax,
     lamb_float64,
     lars_float64,
+    lion_float64,
     nadam_float64,
     rmsprop_float64,
     sgd_float64,
@@ -73,6 +74,7 @@ RULES: dict[str, RuleCase] = {
     "ademamix": RuleCase(
         optim.ademamix, optax.contrib.ademamix, {"weight_decay": 0.1}, ademamix_float64
     ),
+    "lion": RuleCase(optim.lion, optax.lion, {"weight_decay": 0.1}, lion_float64),
     "rmsprop": RuleCase(optim.rmsprop, optax.rmsprop, {}, rmsprop_float64),
     "rmsprop-all": RuleCase(
         optim.rmsprop,

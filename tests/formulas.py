@@ -140,6 +140,23 @@ def ademamix_float64(
     return p
 
 
+def lion_float64(
+    p: np.ndarray,
+    grads: list[np.ndarray],
+    lr: float,
+    weight_decay: float,
+    b1: float = 0.9,
+    b2: float = 0.99,
+) -> np.ndarray:
+    """arXiv 2302.06675, algorithm 2."""
+    b1, b2 = as_float32(b1, b2)
+    p, m = p.astype(np.float64), np.zeros(p.shape)
+    for g in (np.asarray(g, np.float64) for g in grads):
+        p = p - lr * (np.sign(b1 * m + (1 - b1) * g) + weight_decay * p)
+        m = b2 * m + (1 - b2) * g
+    return p
+
+
 def rmsprop_float64(
     p: np.ndarray,
     grads: list[np.ndarray],
