@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from octavo.pallas_kernels import FORMATS, Format
-from octavo.pallas_kernels.formats import BFloat16, Bits8, MuLaw, Linear8
+from octavo.pallas_kernels.formats import BFloat16, Bits8, Linear8, MuLaw
 from octavo.pallas_kernels.rounding import NEAREST, NOISE_BITS
 
 OUT = Path(__file__).parent / "img" / "formats.png"
@@ -22,10 +22,12 @@ WINDOW = 0.3  # decades that a point of an error curve is the worst of
 _NOISES = (0, (1 << NOISE_BITS) - 1)  # unbiased rounding at its two extremes
 
 # Okabe and Ito's colours, which differ for colour-blind readers, too.
-BLUE, ORANGE, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
+BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
+PURPLE, SKY = "#cc79a7", "#56b4e9"
 FIRST: list[tuple[Format, str, str]] = [
-    (Linear8(), "linear8, ratio8 (8bit): of |m| or |m| / √v", BLUE),
-    (FORMATS["dynamic8"](True, False), "dynamic8: of |m|", ORANGE),
+    (Linear8(), "ratio8 (8bit), of |m| / √v", BLUE),
+    (MuLaw(8), "mulaw8 (8bit), of |m|", SKY),
+    (FORMATS["dynamic8"](True, False), "dynamic8, of |m|", ORANGE),
     (BFloat16(), "bf16", GREEN),
     (MuLaw(16), "mulaw16 (16bit)", PURPLE),
 ]
@@ -87,7 +89,7 @@ def draw_errors(axes: Axes, formats: list, signed: bool, low: float) -> None:
     magnitude = np.geomspace(low / 2, 1, 20_001)[:-1]
     for fmt, _, colour in formats:
         worst = worst_errors(fmt, magnitude, signed)
-        if isinstance(fmt, Linear8):  # below its first code: that or zero
+        if isinstance(fmt, Linear8 | MuLaw):  # below its first code: that or zero
             worst[magnitude < levels(fmt)[0]] = np.nan
         axes.plot(magnitude, 100 * worst, color=colour, lw=1.5)
     axes.set_yscale("log")
@@ -120,7 +122,7 @@ def main() -> None:
         lower.set_xscale("log")
         lower.set_xlim(low, 1.6)
     left, right = panels[1]
-    left.text(5e-5, 230, "below its first code: zero or that", color=BLUE)
+    left.text(5e-5, 230, "below the first code: zero or that", color="#444444")
     left.text(5e-8, 125, "below its range: flushes to zero", color=ORANGE)
     right.text(4e-10, 125, "below: clamped up", color="#444444")
     figure.tight_layout()

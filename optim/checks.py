@@ -64,8 +64,10 @@ def check_positive(**values: Any) -> None:
     for name, value in values.items():
         if value is None or is_traced(value):
             continue
-        if isinstance(value, str) or not value > 0:
-            raise ValueError(f"{name}={value} must be above 0, or None for no limit")
+        if not (is_number(value) and value > 0):
+            raise ValueError(
+                f"{name}={_text(value)} must be above 0, or None for no limit"
+            )
 
 
 def check_bool(**values: Any) -> None:

@@ -182,7 +182,7 @@ def is_state(value: Any, slots: tuple[Slot, ...]) -> bool:
 
 def check_backend(name: Any, path: str = "") -> None:
     """Raise ValueError unless it is one, or None."""
-    if name is not None and name not in BACKENDS:
+    if name is not None and not (isinstance(name, str) and name in BACKENDS):
         raise ValueError(
             f"unknown backend {name!r}{at(path)}; known are {_listed(BACKENDS)}, "
             "or None for the best one"
@@ -247,7 +247,7 @@ def at(path: str) -> str:
 
 
 def _check_format(name: Any, path: str) -> None:
-    if name not in FORMATS:
+    if not (isinstance(name, str) and name in FORMATS):
         raise ValueError(
             f"unknown state format {name!r}{at(path)}; known are {_listed(FORMATS)}"
         )

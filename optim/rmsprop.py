@@ -190,11 +190,16 @@ def rmsprop(
             "centered=True with bias_correction=True: in the first step the corrected "
             "variance is 0, and the step is g / sqrt(eps). Leave one of them out"
         )
-    start = None if is_traced(initial_scale) else float(initial_scale)
     ball = MomentumNumbers(0.0 if momentum is None else momentum)
-    rule = rmsprop_rule(
-        centered, not is_absent(momentum), nesterov, learning_rate_first, start
-    )
+    has_momentum = not is_absent(momentum)
+    limit = options.get("max_unorm")
+    if limit is not None and has_momentum and learning_rate_first:
+        raise ValueError(
+            f"max_unorm={limit}: it limits the step before the learning rate, which is "
+            "in the momentum already. Write learning_rate_first=False, as in torch"
+        )
+    start = None if is_traced(initial_scale) else float(initial_scale)
+    rule = rmsprop_rule(centered, has_momentum, nesterov, learning_rate_first, start)
     return fused(
         rule,
         RMSpropNumbers(decay, eps, eps_in_sqrt, bias_correction, ball),

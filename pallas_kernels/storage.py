@@ -108,7 +108,8 @@ class Storage:
                 f"slot {slot.name!r} starts with a value that is not known"
             )
         if slot.initial == 0.0 or not slot.format.quantized:
-            return slot.initial, 0.0
+            pairs = jnp.issubdtype(slot.dtype, jnp.complexfloating)
+            return slot.initial * (1 + 1j) if pairs else slot.initial, 0.0
         with jax.ensure_compile_time_eval():
             x = jnp.full((slot.format.packed,), slot.initial, jnp.float32)
             scale = slot.format.scale(slot.format.magnitude(x[:1]))

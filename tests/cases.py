@@ -81,6 +81,7 @@ RULES: dict[str, RuleCase] = {
         optax.rmsprop,
         {"centered": True, "momentum": 0.9, "nesterov": True},
         rmsprop_float64,
+        max_unorm=False,
     ),
     "adagrad": RuleCase(
         optim.adagrad,
@@ -156,12 +157,24 @@ def _alike(signed: FormatCase, unsigned: FormatCase) -> dict[Kind, FormatCase]:
 
 _MULAW16 = 1 - 2.0**-12 - 2.0**-16  # of the largest code, less that of zero
 
+# ratio8: 127 equal steps; the worst midpoint above a tenth is 13.5 steps.
+_RATIO8 = FormatCase(1 / 27, 0.1, 1 / 127, {127: 1.0, -127: -1.0, 64: 64 / 127, 0: 0.0})
+# mulaw8: 16 equal steps in each octave of y, which is 1 at zero and 248 at the largest.
+# The range begins at y = 8, where a value is 7 of 247 parts. Steps are 1/2 there, and
+# the first midpoint is at 7.25.
+_MULAW8 = FormatCase(
+    1 / 29,
+    7 / 247,
+    1 / 3952,
+    {127: 1.0, -127: -1.0, 1: 1 / 3952, 16: 1 / 247, -32: -3 / 247, 0: 0.0},
+)
+
 # name -> kind of slot -> promise
 FORMATS: dict[str, dict[Kind, FormatCase]] = {
     "32bit": _alike(*[FormatCase(0.0, 1e-30, 0.0, {})] * 2),
     "bf16": _alike(*[FormatCase(2.0**-8, 1e-30, 0.0, {})] * 2),
-    # mulaw16: 2,048 equal steps in each octave of y; half a step is 2**-12 of the lowest
-    # y in it, which is 2**-16 more than its value: in the range, the worst is of 2**-7.
+    # mulaw16: 2,048 equal steps in each octave of y; half of one is 2**-12 of the
+    # lowest y in it, 2**-16 more than its value: in the range, the worst is of 2**-7.
     "16bit": _alike(
         FormatCase(
             2.0**-12 / (1 - 2.0**-9),
@@ -178,20 +191,20 @@ FORMATS: dict[str, dict[Kind, FormatCase]] = {
         ),
         FormatCase(2.0**-8, 1e-30, 0.0, {}),
     ),
-    # linear8, ratio8: 127 equal steps; the worst midpoint above a tenth is 13.5 steps.
     # bits8: 264 equal steps of y, which is half of the largest at 2**-8. There a step
     # is 1/132 of it, and v moves by up to 15 times as much, where the last of the eight
     # octaves begins that y has in one of its own: 15/264 to the nearest, and a little
     # less with the scales that there are, eighths of an octave.
-    "8bit": _alike(
-        FormatCase(1 / 27, 0.1, 1 / 127, {127: 1.0, -127: -1.0, 64: 64 / 127, 0: 0.0}),
-        FormatCase(
+    "8bit": {
+        RELATIVE: _RATIO8,
+        SIGNED: _MULAW8,
+        UNSIGNED: FormatCase(
             0.0554,
             2.0**-8,
             19 / 11 * 2.0**-40,
             {127: 1.0, -5: 2.0**-8, -71: 2.0**-16, -128: 19 / 11 * 2.0**-40},
         ),
-    ),
+    },
     "dynamic8": _alike(
         FormatCase(
             0.061645, 0.1, 5.5e-7, {-128: 1.0, -127: -0.99296875, 64: 0.10703125}

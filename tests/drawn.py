@@ -181,6 +181,7 @@ def options_of(
     spelled: dict[str, Any] = {
         "state": (states_of(rule), FORMS),
         "block_size": (just(8, 16, 32, 40, 128), FORMS),
+        "backend": (just("xla", None), FORMS),
         "lr_scale": (just(1.0, 0.5, 0.0, 2, np.float32(0.25)), FORMS),
         "layer_axes": (
             tuples_of(axes_of(ranks, {})),
@@ -227,14 +228,14 @@ _NAN, _INF, _MANY = float("nan"), float("inf"), np.ones(3, np.float32)
 _LIMITS = (0.0, -1, _NAN, "1", _MANY, [1.0], 1j, {"a": 1.0})
 _FACTORS = (-1.0, _NAN, _INF, "1", True, _MANY, 1j, lambda path: -1.0, {"no": 1.0})
 WRONG: dict[str, tuple[Any, ...]] = {
-    "learning_rate": (-1.0, _NAN, _INF, "fast", [0.1], True, 1j, _MANY),
+    "learning_rate": (-1.0, _NAN, _INF, "fast", [0.1], True, 1j, lambda count: _MANY),
     "state": ("7bit", 8, {"mu": "8bit", "no": "8bit"}, {"no": "8bit"}, lambda path: 1),
     "block_size": (12, 0, -32, 32.0, "32", True, lambda path: 20, {"no": 32}),
     "block_axis": (9, -9, 0.5, "0", True, lambda path: 7, {"no": 0}),
     "layer_axes": (5, -7, 0.5, "0", (0, 9), lambda path: "0", {"no": 0}),
     "min_quantized_size": ("4k", 1.5, True, _MANY),
     "seed": (0.5, "0", True, _MANY),
-    "backend": ("cuda", 3, ["xla"], lambda path: "gpu"),
+    "backend": ("cuda", 3, {"no": "xla"}, lambda path: "gpu"),
     "lr_scale": _FACTORS,
     "weight_decay": _FACTORS,
     "grad_clip_norm": _LIMITS,

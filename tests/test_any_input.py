@@ -9,7 +9,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 
 from octavo import optim
 from octavo.optim.storage.tree import Leaves
@@ -31,6 +31,11 @@ PROMISES: dict[str, FormatCase] = {
 }
 # Each problem is a program of its own, and LLVM takes most of the time.
 QUICKLY: Any = {"xla_backend_optimization_level": 0}
+# Adagrad's moments start at 0.1, that of an imaginary part, too.
+Z = jnp.asarray([0.5 + 0.25j, 1j], "complex64")
+COMPLEX = Problem(
+    "adagrad", Z, [Z, Z], {"learning_rate": RATE}, {"layer_axes": {}}, None
+)
 
 
 @settings(
@@ -38,9 +43,11 @@ QUICKLY: Any = {"xla_backend_optimization_level": 0}
     derandomize=True,
     database=None,
     deadline=None,
+    report_multiple_bugs=False,
     suppress_health_check=[*HealthCheck],
 )
 @given(problems())
+@example(COMPLEX)
 def test_right_numbers_or_an_error_that_says_what_to_write(problem: Problem) -> None:
     try:
         run = two_steps(problem)

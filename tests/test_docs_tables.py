@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from octavo import optim, schedules
 from octavo.pallas_kernels import FORMATS, Format
-from octavo.pallas_kernels.formats import BFloat16, Bits8, MuLaw, Linear8, widened
+from octavo.pallas_kernels.formats import BFloat16, Bits8, Linear8, MuLaw, widened
 from octavo.pallas_kernels.rounding import NEAREST, NOISE_BITS
 
 from meshes import mesh_of
@@ -116,13 +116,16 @@ _UP = (1 << NOISE_BITS) - 1
         (BFloat16(), 1e-6, NEAREST, 1 / 257),
         (BFloat16(), 1e-6, _UP, 1 / 128),
         (MuLaw(16), 0.1, _UP, 1 / 2048),
+        # The step after y = 8, and after y = 2, beside values of 7 and 1.
+        (MuLaw(8), 7 / 247, _UP, 0.5 / 7),
+        (MuLaw(8), 1 / 247, _UP, 0.125),
     ],
 )
-def test_worst_errors_of_16_bits(
+def test_worst_errors_that_follow_the_size(
     form: Format, low: float, noise: int, error: float
 ) -> None:
-    # The largest noise is less than a whole unit.
-    assert worst(form, low, noise=noise) == pytest.approx(error, abs=3e-5)
+    # The largest noise is less than a whole unit, and sizes are up to 4e-5 apart.
+    assert worst(form, low, noise=noise) == pytest.approx(error, abs=6e-5)
 
 
 @pytest.mark.parametrize("noise", [0, _UP])

@@ -111,12 +111,21 @@ def test_of_lars(arguments: dict[str, Any], message: str) -> None:
             "nesterov=True with dampening=0.1: it",
         ),
         ({"dampening": 0.1}, "dampening=0.1 without momentum: there is nothing to"),
-        ({"record_norms": True}, "record_norms=True: an optimizer that keeps no moments"),
+        (
+            {"record_norms": True},
+            "record_norms=True: an optimizer that keeps no moments",
+        ),
     ],
 )
 def test_of_sgd(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         optim.sgd(1e-3, **arguments)
+
+
+def test_leaves_with_one_path_are_told_apart_by_nothing() -> None:
+    params = {"a/b": jnp.ones(3), "a": {"b": jnp.ones(4)}}
+    with pytest.raises(ValueError, match="2 leaves have the path 'a/b'"):
+        optim.adam(1e-3).init(params)
 
 
 def test_unknown_preset_lists_the_known_ones() -> None:

@@ -7,11 +7,14 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+import optax.contrib
 import pytest
 
 from octavo import optim
 
 from cases import FORMATS, OPTIMIZERS, RULES, SHAPES, params_and_grads
+from formulas import adagrad_float64, ademamix_float64
 from oracle import optax_run
 from training import run_step, run_update
 
@@ -39,6 +42,78 @@ def test_32bit_equals_the_paper_in_float64(rule: str) -> None:
     )
     # 50 roundings of p (up to 4), and of updates (up to 0.03, some 10 operations each).
     np.testing.assert_allclose(ours, exact, rtol=0, atol=50 * (2.0**-22 + 3e-2 * 1e-6))
+
+
+# Arguments of optax that no row of RULES has.
+OF_OPTAX: list[tuple[Any, Any, dict[str, Any]]] = [
+    (
+        optim.rmsprop,
+        optax.rmsprop,
+        {"bias_correction": True, "eps_in_sqrt": False, "momentum": 0.9},
+    ),
+    (optim.rmsprop, optax.rmsprop, {"centered": True, "initial_scale": 0.1}),
+    (optim.adagrad, optax.adagrad, {"initial_accumulator_value": 0.0}),
+    (optim.sgd, optax.sgd, {"momentum": 0.9, "nesterov": True}),
+    (
+        optim.ademamix,
+        optax.contrib.ademamix,
+        {
+            "b3": optax.linear_schedule(0.9, 0.999, 40),
+            "alpha": optax.linear_schedule(0.0, 8.0, 30),
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize(("ours", "theirs", "kwargs"), OF_OPTAX)
+def test_arguments_mean_what_they_do_in_optax(
+    ours: Any, theirs: Any, kwargs: dict[str, Any]
+) -> None:
+    p, grads = params_and_grads((96, 40), steps=50)
+    got, _ = run_step(ours(0.01, **kwargs, state="32bit"), p, grads)
+    expected = optax_run(theirs(0.01, **kwargs), p, grads)
+    # As above: and 1e-6 of the way, which is up to 10.
+    np.testing.assert_allclose(got, expected, rtol=2e-6, atol=50 * 0.03 * 7e-6)
+
+
+# And those that optax does not have.
+OF_PAPERS: list[tuple[Any, Any, dict[str, Any]]] = [
+    (optim.ademamix, ademamix_float64, {"t_alpha": 30, "t_beta3": 40}),
+    (optim.adagrad, adagrad_float64, {"lr_decay": 0.1, "eps_in_sqrt": False}),
+]
+
+
+@pytest.mark.parametrize(("ours", "formula", "kwargs"), OF_PAPERS)
+def test_arguments_mean_what_they_do_in_the_papers(
+    ours: Any, formula: Any, kwargs: dict[str, Any]
+) -> None:
+    p, grads = params_and_grads((96, 40), steps=50)
+    got, _ = run_step(ours(0.01, **kwargs, state="32bit"), p, grads)
+    exact = formula(np.asarray(p), [np.asarray(g) for g in grads], 0.01, **kwargs)
+    np.testing.assert_allclose(got, exact, rtol=0, atol=50 * (2.0**-22 + 3e-2 * 1e-6))
+
+
+def test_a_warmup_of_a_schedule_is_refused() -> None:
+    with pytest.raises(ValueError, match="b3 is a schedule, and t_beta3=10: give one"):
+        optim.ademamix(1e-3, b3=lambda count: 0.9, t_beta3=10)
+    with pytest.raises(ValueError, match="t_alpha=-1 must be above 0, or None"):
+        optim.ademamix(1e-3, t_alpha=-1)
+
+
+def test_rmsprop_centered_has_no_bias_correction() -> None:
+    with pytest.raises(ValueError, match="in the first step the corrected variance is"):
+        optim.rmsprop(1e-3, centered=True, bias_correction=True)
+
+
+def test_a_limit_of_the_step_needs_one_before_the_learning_rate() -> None:
+    with pytest.raises(ValueError, match=r"max_unorm=0\.1: it limits the step"):
+        optim.rmsprop(1e-3, momentum=0.9, max_unorm=0.1)
+    optim.rmsprop(1e-3, momentum=0.9, max_unorm=0.1, learning_rate_first=False)
+
+
+def test_nesterov_and_amsgrad_exclude_each_other() -> None:
+    with pytest.raises(ValueError, match="nobody has defined both together"):
+        optim.adam(1e-3, nesterov=True, amsgrad=True)
 
 
 # All shapes and types for one rule; all rules, with all formats, for one shape.

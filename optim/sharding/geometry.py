@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from octavo.pallas_kernels import Blocks, Storage, blocks_of
 
@@ -29,6 +29,23 @@ def mesh_axes(axis: Any) -> tuple[str, ...]:
 def padded_spec(sharding: NamedSharding, rank: int) -> tuple[Any, ...]:
     """The sharding's spec with an entry for each axis of the array."""
     return (*sharding.spec, *(None,) * (rank - len(sharding.spec)))
+
+
+def is_explicit(sharding: NamedSharding) -> bool:
+    """Whether the types of arrays say how they are sharded over this mesh."""
+    return all(t == AxisType.Explicit for t in sharding.mesh.axis_types)
+
+
+def resharded(arrays: Any, sharding: NamedSharding) -> Any:
+    """Under explicit axes, arrays as `shard_map` expects them."""
+
+    def of(x: jax.Array) -> jax.Array:
+        own = jax.typeof(x).sharding
+        spec = padded_spec(sharding, x.ndim)
+        same = not own.mesh.empty and padded_spec(own, x.ndim) == spec
+        return x if same else jax.sharding.reshard(x, sharding)
+
+    return jax.tree.map(of, arrays) if is_explicit(sharding) else arrays
 
 
 def shards(sharding: NamedSharding, rank: int) -> tuple[int, ...]:

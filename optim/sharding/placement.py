@@ -11,7 +11,7 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from ..checks import is_traced
 from ..storage.tree import Kind, Leaves, spread
-from .geometry import fitting, mesh_axes, shards
+from .geometry import fitting, is_explicit, mesh_axes, shards
 
 _SHARDING = Kind(
     lambda x: isinstance(x, NamedSharding | PartitionSpec),
@@ -131,8 +131,7 @@ def _explicit(leaf: Any) -> NamedSharding | None:
     sharding = jax.typeof(leaf).sharding
     if not isinstance(sharding, NamedSharding) or sharding.mesh.empty:
         return None
-    explicit = all(t == AxisType.Explicit for t in sharding.mesh.axis_types)
-    return sharding if explicit else None
+    return sharding if is_explicit(sharding) else None
 
 
 def _checked(path: str, shape: tuple[int, ...], given: Any) -> NamedSharding:

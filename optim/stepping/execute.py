@@ -18,7 +18,14 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from octavo.pallas_kernels import Leaf, Noise, Program, Scalars, run, run_all
 
-from ..sharding.geometry import fitting, origin, owned, padded_spec, starts
+from ..sharding.geometry import (
+    fitting,
+    is_explicit,
+    origin,
+    owned,
+    resharded,
+    starts,
+)
 from .tasks import Sharded, Task, Whole
 
 # For each leaf, the structure of its operands and their places in a list.
@@ -137,7 +144,9 @@ def _in_shards(
         # docs/decisions.md, "All leaves in one shard_map".
         check_vma=False,
     )
-    placed = [_resharded(task, leaf) for task, leaf in zip(tasks, leaves, strict=True)]
+    placed = [
+        resharded(leaf, task.sharding) for task, leaf in zip(tasks, leaves, strict=True)
+    ]
     found = mapped(placed, operands, step)
     if not sums:
         return found
@@ -185,20 +194,6 @@ def _specs(task: Sharded, leaf: Leaf) -> Any:
     return jax.tree.map(lambda _: task.sharding.spec, leaf)
 
 
-def _resharded(task: Sharded, leaf: Leaf) -> Leaf:
-    """Under explicit axes, the leaf's arrays as `shard_map` expects them."""
-    if not task.explicit:
-        return leaf
-
-    def resharded(x: jax.Array) -> jax.Array:
-        own = jax.typeof(x).sharding
-        spec = padded_spec(task.sharding, x.ndim)
-        same = not own.mesh.empty and padded_spec(own, x.ndim) == spec
-        return x if same else jax.sharding.reshard(x, task.sharding)
-
-    return jax.tree.map(resharded, leaf)
-
-
 def _of_shard(task: Sharded, part: Program, scalars: Scalars) -> Scalars:
     """With the ratios of only those layers that are in this shard.
 
@@ -241,7 +236,7 @@ def _partitioned(task: Sharded, leaf: Leaf, scalars: Scalars, noise: Noise) -> A
     def function(leaf: Leaf, scalars: Scalars, noise: Noise) -> Any:
         return run(task.backend, task.program, leaf, scalars, noise)
 
-    if task.explicit:
+    if is_explicit(task.sharding):
         # An axis whose blocks cross shards has no type once it is reshaped to blocks:
         # docs/decisions.md, "Blocks that cross shard boundaries".
         out = _replicated(task) if task.program.sums else _as_read(task, leaf)

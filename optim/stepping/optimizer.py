@@ -214,6 +214,10 @@ class Optimizer:
         """What each leaf takes as operands, as far as the step's number says."""
         rate = self.learning_rate
         rate = jnp.asarray(rate(count) if callable(rate) else rate, jnp.float32)
+        if rate.ndim:
+            raise ValueError(
+                f"learning_rate must be one number in each step, not {rate.shape}"
+            )
         t = (count + 1).astype(jnp.float32)
         own = self.rule.scalars(t, rate, self.hyperparameters)
         factor = jnp.ones_like(rate) if self.rule.rate_first else rate

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
 from octavo.pallas_kernels import Choice, Program, Sum, choose
 
@@ -72,12 +72,6 @@ class Sharded:
     def shard(self) -> Program:
         """For one shard."""
         return self.program.shard(_parts(self.program, self.sharding))
-
-    @property
-    def explicit(self) -> bool:
-        """Whether the types of its arrays say how they are sharded."""
-        types = self.sharding.mesh.axis_types
-        return all(t == AxisType.Explicit for t in types)
 
 
 Task: TypeAlias = Whole | Sharded

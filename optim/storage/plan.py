@@ -1,6 +1,7 @@
 """How the state of each leaf is stored: from options, its path, its shape and type."""
 
 import math
+from collections import Counter
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -24,6 +25,12 @@ def plan(settings: Settings, slots: tuple[Slot, ...], tree: Leaves) -> list[Stor
     """The storage record of each leaf."""
     if not tree.leaves:
         return []
+    for path, count in Counter(tree.paths).items():
+        if count > 1:
+            raise ValueError(
+                f"{count} leaves have the path {path!r}, such as 'a/b' and 'b' within "
+                "'a' have: options, reports and checkpoints go by it. Rename one"
+            )
     states = Kind(
         lambda x: isinstance(x, str) or is_state(x, slots),
         "formats, or one for each slot",

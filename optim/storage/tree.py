@@ -102,7 +102,7 @@ def spread(name: str, prefix: Any, tree: Leaves, kind: Kind) -> list[Any]:
 
     flat, _ = jax.tree_util.tree_flatten_with_path(prefix, is_leaf=is_value)
     for path, value in flat:
-        if not kind.fits(value):
+        if value is not None and not kind.fits(value):
             at = f" at {path_name(path)!r}" if path else ""
             raise ValueError(f"{name}{at} is {value!r}, not {kind.description}")
     try:
@@ -113,6 +113,9 @@ def spread(name: str, prefix: Any, tree: Leaves, kind: Kind) -> list[Any]:
             f"{name} does not fit the parameters at {_misfit(named, tree.paths)!r}: "
             f"give a tree of {kind.description} like them, or a prefix of that tree"
         ) from error
+    for path, value in zip(tree.paths, values, strict=True):
+        if not kind.fits(value):  # None, where the parameters are not
+            raise ValueError(f"{name} at {path!r} is None, not {kind.description}")
     return values
 
 

@@ -12,7 +12,14 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from octavo.pallas_kernels import Noise, Program
 
-from ..sharding.geometry import aligned, fitting, origin, padded_spec, shards
+from ..sharding.geometry import (
+    aligned,
+    fitting,
+    is_explicit,
+    origin,
+    resharded,
+    shards,
+)
 from .coding import Moments, Stored, decoded, encoded
 
 # Leaves in one shard_map: as in octavo.optim.stepping.execute.
@@ -49,12 +56,6 @@ class Task(NamedTuple):
         """For one shard."""
         parts = shards(self.known, len(self.program.storage.shape))
         return self.program.shard(parts)
-
-    @property
-    def explicit(self) -> bool:
-        """Whether the types of its arrays say how they are sharded."""
-        types = self.known.mesh.axis_types
-        return all(t == AxisType.Explicit for t in types)
 
 
 def decode(tasks: Sequence[Task], leaves: Sequence[Stored]) -> list[Moments]:
@@ -142,21 +143,7 @@ def _in_shards(
         check_vma=False,
     )
     rows = zip(tasks, operands, strict=True)
-    return mapped([_resharded(task, given) for task, given in rows], step)
-
-
-def _resharded(task: Task, given: Any) -> Any:
-    """Under explicit axes, arrays as `shard_map` expects them."""
-    if not task.explicit:
-        return given
-
-    def resharded(x: jax.Array) -> jax.Array:
-        own = jax.typeof(x).sharding
-        spec = padded_spec(task.known, x.ndim)
-        same = not own.mesh.empty and padded_spec(own, x.ndim) == spec
-        return x if same else jax.sharding.reshard(x, task.known)
-
-    return jax.tree.map(resharded, given)
+    return mapped([resharded(given, task.known) for task, given in rows], step)
 
 
 def _whole(task: Task, run: Any, given: Any, noise: Noise | None) -> Any:
@@ -172,7 +159,7 @@ def _whole(task: Task, run: Any, given: Any, noise: Noise | None) -> Any:
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (given, noise)
     )
     shapes = jax.eval_shape(run, *plain)
-    if task.explicit:
+    if is_explicit(task.known):
         out = jax.tree.map(placed, shapes)
         free: Any = jax.sharding.auto_axes(run, out_sharding=out)
         return free(given, noise)

@@ -10,8 +10,8 @@ import numpy as np
 from ..rounding import NOISE_BITS
 from .base import Format, Numbers, bits_of, float_of, rounded_up
 
-# y is twice what the formula says: bits that 2 has, a cast to a code loses, which those
-# of 1 are not.
+# y is twice what the formula says: those bits of 2 that are left of a code, a cast to
+# it drops, and nothing has to be subtracted.
 _TWO = int(np.float32(2.0).view(np.int32))
 _SIGN = np.int32(-(2**31))
 _SMALLEST = 2.0**-100  # of a scale; smaller moments become zero
@@ -27,12 +27,12 @@ class MuLaw(Format):
         |code| = (bits(y) - bits(1)) >> shift
 
                   bits    R      octaves  steps in each   a step, of the largest |m|
-        mulaw8      8     247        8          16        1/3952 at zero, 1/31 at the top
+        mulaw8      8   14.75        4          32        1/472 at zero, 1/59 at it
         mulaw16    16   65519       16        2048        2**-27,         2**-12
 
     as telephones have it (ITU-T G.711). Where m is much more than 1/R of the block's
-    largest, a step is a share of m itself: 3 to 6 % of it in 8 bits, .03 to .05 % in
-    16, whatever its neighbours are. Equal steps would leave an element of a hundredth
+    largest, a step is a share of m itself: 1.6 to 3.1 % of it in 8 bits, .03 to .05 %
+    in 16, whatever its neighbours are. Equal steps would leave an element of a hundredth
     of the largest a single code.
 
     Rounding is unbiased, in m itself: codes are linear in m from each to the next, for
@@ -60,7 +60,7 @@ class MuLaw(Format):
     @property
     def _shift(self) -> int:
         """Bits of float32 that are rounded away."""
-        return {8: 19, 16: 12}[self.width]
+        return {8: 18, 16: 12}[self.width]
 
     @property
     def _top(self) -> np.float32:
