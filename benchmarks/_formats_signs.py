@@ -2,7 +2,16 @@
 
 import jax
 import jax.numpy as jnp
-from _formats_adam import BLOCK, ratio, run, spread, squares, started, world
+from _formats_adam import (
+    BLOCK,
+    Squares,
+    ratio,
+    run,
+    spread,
+    squares,
+    started,
+    world,
+)
 from _formats_sixteen import MOMENTA
 
 _NAMES = ("mulaw8: 8bit", "mulaw16: 16bit", "bf16: bf16", "dynamic8: dynamic8")
@@ -27,7 +36,9 @@ def signs(columns: int, steps: int, seed: int) -> tuple[list[str], dict[str, lis
     for title in ("wrong", "way"):
         for group, name in enumerate(sizes):
             first = group * len(MEANS)
-            parts = [slice((first + k) * n, (first + k + 1) * n) for k in range(3)]
+            parts = [
+                slice((first + k) * n, (first + k + 1) * n) for k in range(len(MEANS))
+            ]
             table[f"{title}, {name}"] = [
                 _share(s, part) if title == "wrong" else _way(s, part)
                 for s in sums
@@ -47,12 +58,12 @@ def _sizes(n: int, key: jax.Array) -> dict[str, jax.Array]:
     }
 
 
-def _share(s, part: slice) -> float:
+def _share(s: Squares, part: slice) -> float:
     """Of signs that are wrong; a step that should have one and is 0 counts a fourth."""
     return ratio(s.error[:, part], 4 * s.exact[:, part]) ** 2
 
 
-def _way(s, part: slice) -> float:
+def _way(s: Squares, part: slice) -> float:
     """The error of the way, beside the way."""
     off = (s.way - s.exact_way)[:, part] ** 2
     return ratio(off, s.exact_way[:, part] ** 2)

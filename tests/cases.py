@@ -159,14 +159,14 @@ _MULAW16 = 1 - 2.0**-12 - 2.0**-16  # of the largest code, less that of zero
 
 # ratio8: 127 equal steps; the worst midpoint above a tenth is 13.5 steps.
 _RATIO8 = FormatCase(1 / 27, 0.1, 1 / 127, {127: 1.0, -127: -1.0, 64: 64 / 127, 0: 0.0})
-# mulaw8: 16 equal steps in each octave of y, which is 1 at zero and 248 at the largest.
-# The range begins at y = 8, where a value is 7 of 247 parts. Steps are 1/2 there, and
-# the first midpoint is at 7.25.
+# mulaw8: 32 equal steps in each octave of y, which is 1 at zero and 15.75 at the
+# largest. The range begins at y = 2, where a value is 1 of 14.75 parts. Steps are 1/16
+# there, and the first midpoint is at 33/32.
 _MULAW8 = FormatCase(
-    1 / 29,
-    7 / 247,
-    1 / 3952,
-    {127: 1.0, -127: -1.0, 1: 1 / 3952, 16: 1 / 247, -32: -3 / 247, 0: 0.0},
+    1 / 33,
+    1 / 14.75,
+    1 / 472,
+    {127: 1.0, -127: -1.0, 1: 1 / 472, 32: 1 / 14.75, -64: -3 / 14.75, 0: 0.0},
 )
 
 # name -> kind of slot -> promise

@@ -116,9 +116,10 @@ _UP = (1 << NOISE_BITS) - 1
         (BFloat16(), 1e-6, NEAREST, 1 / 257),
         (BFloat16(), 1e-6, _UP, 1 / 128),
         (MuLaw(16), 0.1, _UP, 1 / 2048),
-        # The step after y = 8, and after y = 2, beside values of 7 and 1.
-        (MuLaw(8), 7 / 247, _UP, 0.5 / 7),
-        (MuLaw(8), 1 / 247, _UP, 0.125),
+        # The steps after y = 4 and y = 2, and within an octave of 1.
+        (MuLaw(8), 3 / 14.75, _UP, 1 / 24),
+        (MuLaw(8), 1 / 14.75, _UP, 1 / 16),
+        (MuLaw(8), 5 / 472, _UP, 1 / 5),
     ],
 )
 def test_worst_errors_that_follow_the_size(

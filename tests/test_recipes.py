@@ -112,12 +112,17 @@ def test_half_bytes_are_half_of_the_bytes() -> None:
 
 
 # A block's largest, of a scale that is up to 2**-7 larger, may have been rounded down
-# to code 126 of 127 (of mulaw8, to 239 of 247), or to level 261 of 264: the next scale
-# is smaller by as much.
+# to code 126 of 127 (of mulaw8, to 58 of 59 parts), or to level 261 of 264: the next
+# scale is smaller by as much.
 # What is stored moves as far at most: to a nearer code, or with its own. Of bits8 this
 # is y, and v moves by up to 15 times as much, where the last of the eight octaves
 # begins that y has in one of its own. With ratio8, the root of that moves m, too.
-MOVED = {"bits8": 15 * 3 / 261, "ratio8": 1 / 126 + 7.5 * 3 / 261, "mulaw8": 8 / 247}
+# mulaw8 moves by the whole of it, and float32 rounds that.
+MOVED = {
+    "bits8": 15 * 3 / 261,
+    "ratio8": 1 / 126 + 7.5 * 3 / 261,
+    "mulaw8": 1 / 59 + 4e-7,
+}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -31,9 +31,9 @@ class MuLaw(Format):
         mulaw16    16   65519       16        2048        2**-27,         2**-12
 
     as telephones have it (ITU-T G.711). Where m is much more than 1/R of the block's
-    largest, a step is a share of m itself: 1.6 to 3.1 % of it in 8 bits, .03 to .05 %
-    in 16, whatever its neighbours are. Equal steps would leave an element of a hundredth
-    of the largest a single code.
+    largest, a step is a share of m itself, whatever its neighbours are: 1.6 to 3.1 % of
+    y in 8 bits, .03 to .05 % in 16. Equal steps would leave an element of a hundredth
+    of the largest a single code, where mulaw8 has five.
 
     Rounding is unbiased, in m itself: codes are linear in m from each to the next, for
     every octave ends at one. So a moment decays as it should, to zero, and zero stays
