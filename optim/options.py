@@ -104,7 +104,7 @@ class Options(TypedDict, total=False):
 class Settings:
     """Checked `Options`, with their defaults."""
 
-    state: PerLeaf[StateFormat] = "8bit"
+    state: Any = "8bit"
     min_quantized_size: int = 4096
     block_size: PerLeaf[int] = 32
     block_axis: PerLeaf[int | None] = None

@@ -6,7 +6,7 @@ from typing import Any, Unpack
 import jax
 import optax
 
-from octavo.pallas_kernels import Rule
+from octavo.pallas_kernels import Rule, Tiles
 
 from .checks import check_bool, is_traced
 from .momentum import (
@@ -21,9 +21,7 @@ from .options import Options, with_options
 from .stepping.transformation import Transformation, fused
 
 
-def _descent(
-    g: jax.Array, slots: tuple[()], s: MomentumScalars
-) -> tuple[jax.Array, tuple[()]]:
+def _descent(g: jax.Array, slots: Tiles, s: MomentumScalars) -> tuple[jax.Array, Tiles]:
     del s
     return g, slots
 

@@ -85,8 +85,9 @@ class Rule:
     Args:
       slots: the moments, in the order in which `direction` takes and returns them.
       scalars: step number t (float32, from 1), learning rate and hyperparameters to a
-        tuple of float32 scalars. They are computed once per step, outside any kernel,
-        and reach it as operands, so that a changed hyperparameter never recompiles.
+        tuple of float32 scalars, maybe nested. They are computed once per step,
+        outside any kernel, and reach it as operands, so that a changed hyperparameter
+        never recompiles.
       direction: `(g, slots, scalars) -> (u, slots)` on arrays of any one shape;
         elementwise.
       decay: where weight decay, a multiple of p, joins: the `"gradient"`, before the
@@ -105,7 +106,7 @@ class Rule:
     """
 
     slots: tuple[Slot, ...]
-    scalars: Callable[[jax.Array, jax.Array, Any], tuple[jax.Array, ...]]
+    scalars: Callable[[jax.Array, jax.Array, Any], tuple[Any, ...]]
     direction: Direction
     decay: Joins | None = None
     ratio: Callable[[Norms, jax.Array, Any], jax.Array] | None = None
