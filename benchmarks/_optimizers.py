@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from functools import partial
+from functools import partial, update_wrapper
 from typing import Any, NamedTuple
 
 import optax
@@ -32,7 +32,8 @@ def _is_optimizer(function: Any) -> bool:
 def _pair(name: str, function: Callable[..., optim.Transformation]) -> Pair:
     own = _ARGUMENTS.get(name, {})
     theirs = getattr(optax if hasattr(optax, name) else optax.contrib, name)
-    return Pair(partial(function, **own), partial(theirs, **own))
+    ours = update_wrapper(partial(function, **own), function) if own else function
+    return Pair(ours, partial(theirs, **own))
 
 
 OPTIMIZERS: dict[str, Pair] = {

@@ -171,6 +171,7 @@ def test_a_changed_limit_does_not_recompile() -> None:
     def step(norm: Any, value: Any, unorm: Any) -> Any:
         tx = optim.sgd(
             0.01,
+            momentum=0.9,
             grad_clip_norm=norm,
             grad_clip_value=value,
             max_unorm=unorm,
@@ -228,9 +229,10 @@ def test_wrapped_with_every_option(wrapper: str) -> None:
     """Of `partition`, a group without leaves is a part."""
     with jax.numpy_dtype_promotion("standard"):
         tx = wrapped(optim.lamb(0.01, min_quantized_size=0, **EVERYTHING))[wrapper]
+        tx = optax.with_extra_args_support(tx)
         params, state, update = PARAMS, tx.init(PARAMS), jax.jit(tx.update)
         for _ in range(4):
-            updates, new = update(GRADS, state, params)
+            updates, new = update(GRADS, state, params, value=1.0)
             chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
             params, state = optax.apply_updates(params, updates), new
     chex.assert_tree_all_finite(params)

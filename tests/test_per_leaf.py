@@ -216,7 +216,7 @@ def test_embeddings_in_32bit() -> None:
         ({"lr_scale": -1.0}, "lr_scale=-1.0 must be finite and not negative"),
         (
             {"weight_decay": {"body": None, "head": 0.0}},
-            "weight_decay at 'body' is None, not numbers",
+            "weight_decay at 'body/down' is None, not numbers",
         ),
         ({"weight_decay": lambda path: -1.0}, "weight_decay for 'body/down'=-1.0 must"),
     ],

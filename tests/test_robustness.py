@@ -36,7 +36,7 @@ def test_a_bad_gradient_stays_in_its_block(
     case = RULES[rule]
     tx = case.ours(0.1, **case.kwargs, state=state, min_quantized_size=0, block_size=8)
     p, (g, *_) = params_and_grads((148, 6), steps=2)
-    blocks = 4 if state in ("8bit", "dynamic8") else 1  # 148 rows: blocks of 4
+    blocks = 4 if state in ("8bit", "16bit", "dynamic8") else 1  # of 148 rows
     params, before = jax.jit(tx.step)(g, tx.init(p), p)
     spoiled = g.at[9, 2].set(bad).at[147, 5].set(bad)
     clean, clean_state = jax.jit(tx.step)(g, before, params)

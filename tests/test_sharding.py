@@ -230,7 +230,9 @@ def expect_same_state(got: optim.State, expected: optim.State, bitwise: bool) ->
             np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-6 * largest)
         else:
             steps = code_steps(x, y)
-            apart, further = apart + (steps > 0).sum(), further + (steps > 1).sum()
+            # mulaw8: a step at the largest is eight of those near zero.
+            near = 8 if path.startswith("trace") else 1
+            apart, further = apart + (steps > 0).sum(), further + (steps > near).sum()
             rare += (RARE if x.dtype == np.int8 else RARE_BF16) * x.size
     assert apart <= rare
     # A moment that was off, and then almost cancelled by a gradient, is off by more.
