@@ -10,6 +10,7 @@ import optax
 from octavo.pallas_kernels import Rule, Slot, Tiles, divide, root
 
 from .checks import check_bool, check_fraction, check_not_negative
+from .correction import bias_correction
 from .options import Options, with_options
 from .stepping.transformation import Transformation, fused
 
@@ -43,9 +44,7 @@ def _scalars(t: jax.Array, learning_rate: jax.Array, h: AdamNumbers) -> _Scalars
     weight = 1 - b1 if h.grad_averaging else jnp.ones_like(b1)
     if not h.bias_correction:
         return _Scalars(b1, b2, weight, jnp.float32(1.0), eps)
-    # 1 - b**t loses all digits for b near 1; this loses none.
-    c1 = -jnp.expm1(t * jnp.log(b1))
-    c2 = -jnp.expm1(t * jnp.log(b2))
+    c1, c2 = bias_correction(b1, t), bias_correction(b2, t)
     root = jnp.sqrt(c2)
     return _Scalars(b1, b2, weight, root / c1, eps * root)
 
@@ -73,7 +72,7 @@ def _nesterov_scalars(
 ) -> _NesterovScalars:
     s = _scalars(t, learning_rate, h)
     # Of the next step, whose momentum is looked ahead to.
-    ahead = -jnp.expm1(t * jnp.log(s.b1)) / -jnp.expm1((t + 1) * jnp.log(s.b1))
+    ahead = bias_correction(s.b1, t) / bias_correction(s.b1, t + 1)
     of_m, of_g = s.b1 * s.correction * ahead, (1 - s.b1) * s.correction
     return _NesterovScalars(s.b1, s.b2, of_m, of_g, s.eps)
 
@@ -100,9 +99,10 @@ class _MaximumScalars(NamedTuple):
 def _maximum_scalars(
     t: jax.Array, learning_rate: jax.Array, h: AdamNumbers
 ) -> _MaximumScalars:
-    s = _scalars(t, learning_rate, h)
-    c1, c2 = (-jnp.expm1(t * jnp.log(b)) for b in (s.b1, s.b2))
-    return _MaximumScalars(s.b1, s.b2, 1 / c1, 1 / c2, jnp.asarray(h.eps, jnp.float32))
+    del learning_rate
+    b1, b2, eps = (jnp.asarray(x, jnp.float32) for x in (h.b1, h.b2, h.eps))
+    of_m, of_v = 1 / bias_correction(b1, t), 1 / bias_correction(b2, t)
+    return _MaximumScalars(b1, b2, of_m, of_v, eps)
 
 
 def _amsgrad(g: jax.Array, slots: Tiles, s: _MaximumScalars) -> tuple[jax.Array, Tiles]:

@@ -9,6 +9,7 @@ import optax
 from octavo.pallas_kernels import Rule, Slot, Tiles, divide, root
 
 from .adam import AdamNumbers
+from .correction import bias_correction
 from .options import Options, with_options
 from .stepping.transformation import Transformation, fused
 
@@ -23,7 +24,7 @@ class _Scalars(NamedTuple):
 def _scalars(t: jax.Array, learning_rate: jax.Array, h: AdamNumbers) -> _Scalars:
     del learning_rate
     b1, b2, eps = (jnp.asarray(x, jnp.float32) for x in (h.b1, h.b2, h.eps))
-    return _Scalars(b1, b2, -1 / jnp.expm1(t * jnp.log(b1)), eps)
+    return _Scalars(b1, b2, 1 / bias_correction(b1, t), eps)
 
 
 def _direction(g: jax.Array, slots: Tiles, s: _Scalars) -> tuple[jax.Array, Tiles]:

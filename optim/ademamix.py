@@ -11,6 +11,7 @@ from octavo.pallas_kernels import Rule, Slot, Tiles, divide, root
 
 from .adam import AdamNumbers
 from .checks import check_fraction, check_not_negative, check_positive
+from .correction import bias_correction
 from .options import Options, with_options
 from .stepping.transformation import Transformation, fused
 
@@ -53,7 +54,7 @@ class _Scalars(NamedTuple):
 def _scalars(t: jax.Array, learning_rate: jax.Array, h: AdemamixNumbers) -> _Scalars:
     del learning_rate
     b1, b2, eps = (jnp.asarray(x, jnp.float32) for x in (h.b1, h.b2, h.eps))
-    c1, c2 = (-jnp.expm1(t * jnp.log(b)) for b in (b1, b2))
+    c1, c2 = bias_correction(b1, t), bias_correction(b2, t)
     b3, alpha = (_value(x, t) for x in (h.b3, h.alpha))
     if h.t_alpha is not None:
         alpha = alpha * jnp.minimum(t / h.t_alpha, 1.0)

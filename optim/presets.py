@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from .adam import adamw
+from .correction import bias_correction
 from .lamb import lamb
 from .lars import lars
 from .sgd import sgd
@@ -49,7 +50,7 @@ def _correct_the_rate(arguments: dict[str, Any]) -> dict[str, Any]:
 
     def corrected(count: jax.Array) -> jax.Array:
         t = jnp.asarray(count + 1, jnp.float32)
-        c1, c2 = (-jnp.expm1(t * jnp.log(jnp.float32(b))) for b in (b1, b2))
+        c1, c2 = (bias_correction(jnp.float32(b), t) for b in (b1, b2))
         now = jnp.asarray(rate(count) if callable(rate) else rate, jnp.float32)
         return now * jnp.sqrt(c2) / c1
 

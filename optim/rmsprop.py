@@ -12,6 +12,7 @@ import optax
 from octavo.pallas_kernels import Rule, Slot, Tiles, divide, root
 
 from .checks import check_bool, check_fraction, check_not_negative, is_traced
+from .correction import bias_correction
 from .momentum import (
     MomentumNumbers,
     MomentumScalars,
@@ -55,7 +56,7 @@ def _scalars(momentum: Callable[..., MomentumScalars]) -> Callable[..., _Scalars
     def scalars(t: jax.Array, learning_rate: jax.Array, h: RMSpropNumbers) -> _Scalars:
         b, eps = (jnp.asarray(x, jnp.float32) for x in (h.decay, h.eps))
         zero, one = jnp.zeros_like(eps), jnp.ones_like(eps)
-        correction = -1 / jnp.expm1(t * jnp.log(b)) if h.bias_correction else one
+        correction = 1 / bias_correction(b, t) if h.bias_correction else one
         where = (eps, zero) if h.eps_in_sqrt else (zero, eps)
         return _Scalars(b, correction, *where, momentum(t, learning_rate, h.momentum))
 

@@ -245,3 +245,18 @@ def params_and_grads(
     spread = np.exp(rng.normal(size=shape))
     grads = [jnp.asarray(spread * rng.normal(size=shape), dtype) for _ in range(steps)]
     return p, grads
+
+
+def trees(shapes: Any, steps: int) -> tuple[Any, list[Any]]:
+    """Parameters of these shapes, and gradients of some steps."""
+
+    def is_shape(x: Any) -> bool:
+        return isinstance(x, tuple)
+
+    made = jax.tree.map(lambda s: params_and_grads(s, steps), shapes, is_leaf=is_shape)
+    params = jax.tree.map(lambda x: x[0], made, is_leaf=is_shape)
+    grads = [
+        jax.tree.map(lambda x, t=t: x[1][t], made, is_leaf=is_shape)
+        for t in range(steps)
+    ]
+    return params, grads

@@ -15,7 +15,7 @@ from octavo.optim.storage.table import records_of
 
 from bits import assert_same_bits
 from bits import moments as stored_moments
-from cases import FORMATS, RULES, params_and_grads
+from cases import FORMATS, RULES, params_and_grads, trees
 
 P = PartitionSpec
 
@@ -23,14 +23,7 @@ P = PartitionSpec
 def tree(steps: int = 0) -> tuple[Any, list[Any]]:
     """Parameters: leaves that are quantized and one that is not; and gradients."""
     shapes = {"embed": (96, 48), "layers": [(96, 48), (1000, 9)], "small": (8, 5)}
-    is_shape = lambda x: isinstance(x, tuple)  # noqa: E731
-    made = jax.tree.map(lambda s: params_and_grads(s, steps), shapes, is_leaf=is_shape)
-    params = jax.tree.map(lambda x: x[0], made, is_leaf=is_shape)
-    grads = [
-        jax.tree.map(lambda x, t=t: x[1][t], made, is_leaf=is_shape)
-        for t in range(steps)
-    ]
-    return params, grads
+    return trees(shapes, steps)
 
 
 def run(tx: optim.Transformation, params: Any, grads: list[Any], state: Any) -> Any:

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from octavo import optim
 
-from cases import ADAPTING, RULES, params_and_grads
+from cases import ADAPTING, RULES, trees
 from meshes import mesh_of
 from oracle import optax_run
 from training import run_step
@@ -23,14 +23,7 @@ SHAPES = {"body": {"up": (96, 40), "down": (40, 96)}, "head": (80, 64)}
 
 def tree(steps: int = 3) -> tuple[Any, list[Any]]:
     """Parameters, and gradients of some steps."""
-    is_shape = lambda x: isinstance(x, tuple)  # noqa: E731
-    made = jax.tree.map(lambda s: params_and_grads(s, steps), SHAPES, is_leaf=is_shape)
-    params = jax.tree.map(lambda x: x[0], made, is_leaf=is_shape)
-    each = [
-        jax.tree.map(lambda x, t=t: x[1][t], made, is_leaf=is_shape)
-        for t in range(steps)
-    ]
-    return params, each
+    return trees(SHAPES, steps)
 
 
 def of_path(values: dict[str, Any]) -> Any:

@@ -53,6 +53,7 @@ def storing(slots: tuple[Slot, ...]) -> Rule:
 
 
 def decoded(program: Program, stored: Stored, noise: Noise | None) -> Moments:
+    """The moments of a leaf, or of one shard of it; takes what `encoded` takes."""
     del noise
     storage = program.storage
     found: dict[int, jax.Array] = {}
@@ -67,6 +68,7 @@ def decoded(program: Program, stored: Stored, noise: Noise | None) -> Moments:
 def encoded(
     program: Program, given: tuple[Stored, Moments], noise: Noise | None
 ) -> Stored:
+    """What stands for new moments of a leaf, given what was stored of it before."""
     storage, blocks = program.storage, program.storage.blocks
     stored, moments = given
     if all(isinstance(form, Float32) for form in storage.formats):
