@@ -121,7 +121,8 @@ def parts(args: argparse.Namespace) -> Iterator[Part]:
     """All that the command line asks for, in order."""
     if "tests" in args.only:
         command = [sys.executable, "-m", "pytest", "tests/test_device.py", "-vv"]
-        command += ["-rf", "--tb=short", "--maxfail=30"]
+        # Its plugin, if there is one, warns that it is off where tests run in parallel.
+        command += ["-rf", "--tb=short", "--maxfail=30", "-p", "no:benchmark"]
         if not args.quick and importlib.util.find_spec("xdist"):
             command += ["-n", str(min(8, os.cpu_count() or 1))]
         yield Part("tests", command, 240)

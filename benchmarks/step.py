@@ -147,7 +147,7 @@ def copy_contender(traffic: int) -> Contender:
 
     The array written to is donated: a fresh one each time would time the allocator.
     """
-    x = jnp.zeros(traffic // 8, jnp.float32)
+    x = jax.random.normal(jax.random.key(0), (traffic // 8,))
     step = jax.jit(lambda x, out: x + 1.0, donate_argnums=1, keep_unused=True)
     return Contender("copy", step, x, jnp.copy(x), 2 * x.nbytes)
 
@@ -235,7 +235,7 @@ def parse(argv: Sequence[str] | None, device: jax.Device) -> argparse.Namespace:
     p.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     p.add_argument("--phase", nargs="+", choices=["adam", "whole"], default=["adam"])
     p.add_argument("--state", nargs="+", default=["8bit"], help="formats of state")
-    p.add_argument("--backend", choices=["xla", "tpu", "triton"])
+    p.add_argument("--backend", choices=["xla", "tpu", "triton", "mosaic_gpu"])
     others = "other libraries' AdamW; without a name: all"
     p.add_argument("--rivals", nargs="*", choices=RIVALS, help=others)
     p.add_argument("--repeats", type=int, default=10, help="rounds")

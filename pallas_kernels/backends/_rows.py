@@ -27,8 +27,11 @@ from ..program import Noise
 from ..step import Random
 
 _LANES = 32  # threads of a warp
-_THREADS = 128  # of a program
-_MOST_ROWS = 32  # as many float32 values of each slot stay in a thread's registers
+# Measured on an H100. Two threads share a block of 32: a thread that has all of it takes
+# so many registers that too few loads are in flight (docs/decisions.md).
+_THREADS = 256  # of a program
+_FLAT_THREADS = 128  # of one that needs no blocks
+_MOST_ROWS = 16  # as many float32 values of each slot stay in a thread's registers
 
 
 class At(NamedTuple):
@@ -93,8 +96,8 @@ class Tiling:
     def warps(self) -> int:
         """Of a program: a thread for each value of a row, but where rows are long."""
         if self.block == 1:
-            return _THREADS // _LANES
-        return min(max(self.parts * self.columns, _THREADS), 4 * _THREADS) // _LANES
+            return _FLAT_THREADS // _LANES
+        return min(max(self.parts * self.columns, _THREADS), 2 * _THREADS) // _LANES
 
     @property
     def shape(self) -> tuple[int, int, int]:

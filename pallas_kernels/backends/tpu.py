@@ -67,8 +67,10 @@ def run(
         return _step(program, tiles, call, interpret)
 
 
-# v5e and v5p refine an exact reciprocal in ten operations.
-_HARDWARE = Arithmetic(lax.rsqrt, lambda x: pl.reciprocal(x, approx=True))
+# v5e and v5p refine an exact reciprocal in ten operations. From JAX 0.11 on, it is where
+# what is for TPUs alone is.
+_reciprocal = pltpu.reciprocal if hasattr(pltpu, "reciprocal") else pl.reciprocal
+_HARDWARE = Arithmetic(lax.rsqrt, lambda x: _reciprocal(x, approx=True))
 
 
 def _step(program: Program, tiles: Tiling, call: Call, interpret: Any) -> Leaf:
