@@ -27,8 +27,8 @@ from ..program import Noise
 from ..step import Random
 
 _LANES = 32  # threads of a warp
-# Measured on an H100. Two threads share a block of 32: a thread that has all of it takes
-# so many registers that too few loads are in flight (docs/decisions.md).
+# Measured on an H100. Two threads share a block of 32: one that has all of it takes so
+# many registers that too few loads are in flight (docs/decisions.md).
 _THREADS = 256  # of a program
 _FLAT_THREADS = 128  # of one that needs no blocks
 _MOST_ROWS = 16  # as many float32 values of each slot stay in a thread's registers

@@ -67,8 +67,7 @@ def run(
         return _step(program, tiles, call, interpret)
 
 
-# v5e and v5p refine an exact reciprocal in ten operations. From JAX 0.11 on, it is where
-# what is for TPUs alone is.
+# v5e and v5p refine an exact reciprocal in ten operations. JAX 0.11 has moved it.
 _reciprocal = pltpu.reciprocal if hasattr(pltpu, "reciprocal") else pl.reciprocal
 _HARDWARE = Arithmetic(lax.rsqrt, lambda x: _reciprocal(x, approx=True))
 
