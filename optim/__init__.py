@@ -18,6 +18,8 @@ from .integrations.bitsandbytes import from_bitsandbytes as from_bitsandbytes
 from .lamb import lamb as lamb
 from .lars import lars as lars
 from .lion import lion as lion
+from .masters import from_masters as from_masters
+from .masters import masters as masters
 from .optax_states import from_optax as from_optax
 from .optax_states import to_optax as to_optax
 from .options import Options as Options

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias, TypedDict, TypeVar, cast
 
 import jax
 
-from octavo.pallas_kernels import BACKENDS, FORMATS, SLOW, Format, Slot
+from octavo.pallas_kernels import BACKENDS, FORMATS, SLOW, WEIGHTS, Format, Slot
 
 from .checks import (
     check_block_size,
@@ -39,6 +39,12 @@ class Options(TypedDict, total=False):
       state: how moments are stored, per leaf: `"8bit"` (default), `"dynamic8"`
         (bitsandbytes' code book), `"16bit"`, `"bf16"`, `"32bit"`; or one for each slot,
         `{"mu": "bf16", "nu": "8bit"}`.
+      weights: how parameters of bfloat16 and float16 take steps that are smaller than
+        their unit, per leaf; see `docs/weights.md`. `"stochastic"` (default): rounded
+        up or down at random in proportion, which takes no memory. `"remainder8"`,
+        `"remainder16"`: what rounding loses is kept in the state, in 1 or 2 bytes for
+        each; with 2, that is training of float32 weights, bit for bit. `"nearest"`: as
+        optax does it; small steps are lost. Nothing changes for float32.
       min_quantized_size: leaves with fewer values (in a layer, see `layer_axes`) keep
         32-bit state. Default 4096: they are norms and biases, sensitive and small. Of
         the global shape, whatever the mesh.
@@ -84,6 +90,7 @@ class Options(TypedDict, total=False):
     """
 
     state: PerLeaf[StateFormat]
+    weights: PerLeaf[str]
     min_quantized_size: int
     block_size: PerLeaf[int]
     block_axis: PerLeaf[int | None]
@@ -105,6 +112,7 @@ class Settings:
     """Checked `Options`, with their defaults."""
 
     state: Any = "8bit"
+    weights: PerLeaf[str | None] = None
     min_quantized_size: int = 4096
     block_size: PerLeaf[int] = 32
     block_axis: PerLeaf[int | None] = None
@@ -140,6 +148,8 @@ class Settings:
             check_backend(settings.backend)
         if not settings.state_by_leaf(slots):
             formats_of(settings.state, slots)
+        if not callable(settings.weights) and not is_tree(settings.weights):
+            check_weights(settings.weights)
         if not callable(settings.block_size) and not is_tree(settings.block_size):
             check_block_size(settings.block_size, "")
         if is_number(settings.lr_scale):
@@ -167,6 +177,18 @@ class Settings:
         """Whether the norms of gradients limit them."""
         return self.grad_clip_norm is not None or self.percentile_clipping is not None
 
+    @property
+    def rounds_by_leaf(self) -> bool:
+        """Whether the option `weights` may differ from leaf to leaf."""
+        return callable(self.weights) or is_tree(self.weights)
+
+    @property
+    def keeps_remainders(self) -> bool:
+        """Whether states have a tree of what rounding of parameters lost."""
+        if callable(self.weights):
+            return True
+        return any(WEIGHTS.get(x, 0) for x in jax.tree.leaves(self.weights))
+
     def state_by_leaf(self, slots: tuple[Slot, ...]) -> bool:
         """Whether the option `state` may differ from leaf to leaf."""
         return callable(self.state) or not is_state(self.state, slots)
@@ -186,6 +208,14 @@ def check_backend(name: Any, path: str = "") -> None:
         raise ValueError(
             f"unknown backend {name!r}{at(path)}; known are {_listed(BACKENDS)}, "
             "or None for the best one"
+        )
+
+
+def check_weights(name: Any, path: str = "") -> None:
+    """Raise ValueError unless it is a way to store parameters, or None."""
+    if name is not None and not (isinstance(name, str) and name in WEIGHTS):
+        raise ValueError(
+            f"unknown weights {name!r}{at(path)}; known are {_listed(WEIGHTS)}"
         )
 
 

@@ -30,3 +30,10 @@ from .rule import Tiles as Tiles
 from .storage import Storage as Storage
 from .storage import StoredSlot as StoredSlot
 from .storage import nbytes as nbytes
+from .weights import WEIGHTS as WEIGHTS
+from .weights import Stored as Stored
+from .weights import Weights as Weights
+from .weights import full as full
+from .weights import has_16_bits as has_16_bits
+from .weights import remainder_dtype as remainder_dtype
+from .weights import split as split

@@ -29,7 +29,7 @@ def tile_terms(
       valid: False on padding, which may hold anything; None if there is none.
       decoding: for each slot, where the caller has made it of the scales.
     """
-    tile = wide(leaf, scalars)
+    tile = wide(program, leaf, scalars)
 
     def squares(x: jax.Array) -> jax.Array:
         kept = jnp.abs(x) < jnp.inf

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from .formats import widened
 from .rule import Rule
 from .storage import Storage
+from .weights import Stored, full
 
 # p: the parameter's squares. g: the clipped gradient's. x: those of what the ratio
 # scales. bad: the number of values of the gradient that are NaN or infinite.
@@ -20,13 +21,15 @@ class Leaf(NamedTuple):
 
     On the way in, `g` is the gradient; on the way out of a step it is the update (not
     `in_place`), or None and `p` is the new parameter. `scales` is None where a slot's
-    format has none.
+    format has none, and so is `remainder` where nothing is kept of what rounding p
+    lost.
     """
 
     g: Any
     p: Any
     codes: tuple[Any, ...]
     scales: tuple[Any, ...]
+    remainder: Any = None
 
 
 class Scalars(NamedTuple):
@@ -92,7 +95,10 @@ class Program:
         """Of the kernel."""
         if self.sums:
             return "octavo_sums_" + "_".join(self.sums)
-        return "octavo_step_" + "_".join(f.name for f in self.storage.formats)
+        names = [f.name for f in self.storage.formats]
+        if self.storage.weights not in (None, "nearest"):
+            names.append(self.storage.weights)
+        return "_".join(("octavo_step", *names))
 
     @property
     def reads_state(self) -> bool:
@@ -104,13 +110,14 @@ class Program:
         """Whether p is an operand."""
         joins = self.rule.decay
         if not self.sums:
-            return self.in_place or joins is not None
+            return self.in_place or joins is not None or self.storage.rounds
         with_decay = joins == "gradient" or (joins == "direction" and self.reads_state)
         return "p" in self.sums or ("x" in self.sums and with_decay)
 
     def read(self, leaf: Leaf) -> Leaf:
         """The leaf with only the arrays that are operands."""
-        leaf = leaf if self.reads_parameter else leaf._replace(p=None)
+        if not self.reads_parameter:
+            leaf = leaf._replace(p=None, remainder=None)
         return leaf if self.reads_state else leaf._replace(codes=(), scales=())
 
     def written(self, leaf: Leaf) -> Leaf:
@@ -122,13 +129,18 @@ class Program:
         return replace(self, storage=self.storage.shard(parts))
 
 
-def wide(leaf: Leaf, scalars: Scalars) -> Leaf:
-    """A leaf in the types that are computed in."""
+def wide(program: Program, leaf: Leaf, scalars: Scalars) -> Leaf:
+    """A leaf in the types that are computed in; p is the value that it stands for."""
     dtype = scalars.learning_rate.dtype
-
+    p = None if leaf.p is None else leaf.p.astype(dtype)
+    storage, remainder = program.storage, leaf.remainder
+    if remainder is not None:
+        remainder = remainder.astype(jnp.int32)
+        p = full(Stored(p, remainder), storage.dtype, storage.weights)
     return Leaf(
         leaf.g.astype(dtype),
-        None if leaf.p is None else leaf.p.astype(dtype),
+        p,
         tuple(widened(c, dtype) for c in leaf.codes),
         tuple(None if s is None else s.astype(jnp.float32) for s in leaf.scales),
+        remainder,
     )

@@ -5,10 +5,10 @@ global array) and on nothing else: not on the mesh, the tile, the backend or the
 number of restarts. Integer arithmetic wraps around alike everywhere, so the bits
 are equal on every device.
 
-One hash serves four values of a block, a quarter of it apart, and four slots: each
-value takes another window of its bits, and another one for each slot. Four windows of
-14 bits overlap; the leading bits of each are the last ones of another, which hardly
-ever decide.
+One hash serves four values of a block, a quarter of it apart, four slots and the
+parameter: each value takes another window of its bits, and another one for each slot.
+Four windows of 14 bits overlap; the leading bits of each are the last ones of another,
+which hardly ever decide. Those of a parameter of 16 bits have 16.
 """
 
 import zlib
@@ -20,6 +20,7 @@ from jax import lax
 
 NOISE_BITS = 14
 NEAREST = 1 << (NOISE_BITS - 1)  # the noise that rounds to the nearest
+WEIGHT_BITS = 16  # of the noise of a parameter
 WINDOWS = 4
 _BETWEEN = (32 - NOISE_BITS) // (WINDOWS - 1)
 
@@ -68,16 +69,25 @@ def hashed(key: jax.Array, position: jax.Array) -> jax.Array:
     return finalize(position ^ key)
 
 
-def window(bits: jax.Array, number: jax.Array | int) -> jax.Array:
-    """Noise, int32 in [0, 2**14), from one of the four windows of 32 random bits."""
-    if isinstance(number, int):
-        shift = np.int32(_BETWEEN * (number % WINDOWS))
-        if number % WINDOWS == WINDOWS - 1:
-            return lax.shift_right_logical(bits, shift)
-    else:
-        shift = (number % WINDOWS) * _BETWEEN
-    shifted = lax.shift_right_logical(bits, jnp.broadcast_to(shift, bits.shape))
-    return shifted & np.int32((1 << NOISE_BITS) - 1)
+def noise(bits: jax.Array, quarter: jax.Array | int, slot: int | None) -> jax.Array:
+    """Noise for values in this quarter of their blocks, from 32 random bits.
+
+    int32 in [0, 2**14) for a slot, in [0, 2**16) for the parameter (None).
+    """
+    if slot is not None:
+        return _window(bits, (quarter + slot) % WINDOWS * _BETWEEN, NOISE_BITS)
+    # At 16, 0, 5 and 11: the leading bits are not those of this value's slots.
+    start = ((quarter + 3) % WINDOWS * 11) >> 1
+    return _window(bits, start, WEIGHT_BITS)
+
+
+def _window(bits: jax.Array, start: jax.Array | int, width: int) -> jax.Array:
+    """So many bits from this one on."""
+    if isinstance(start, int) and start + width == 32:
+        return lax.shift_right_logical(bits, np.int32(start))
+    start = np.int32(start) if isinstance(start, int) else start
+    shift = jnp.broadcast_to(start, bits.shape)
+    return lax.shift_right_logical(bits, shift) & np.int32((1 << width) - 1)
 
 
 def period(block: int) -> int:

@@ -18,6 +18,9 @@ Joins: TypeAlias = Literal["gradient", "direction", "update"]
 InOptax: TypeAlias = Literal["same", "negated", "root"]
 
 
+_FIELDS = ("count", "remainder", "extra")  # of a state, beside slots and scales
+
+
 class Slot(NamedTuple):
     """One moment that a rule keeps for every parameter.
 
@@ -116,11 +119,12 @@ class Rule:
     def __post_init__(self) -> None:
         names = [slot.name for slot in self.slots]
         for name in names:
-            taken = name in ("count", "extra") or name.endswith("_scale")
+            taken = name in _FIELDS or name.endswith("_scale")
             if taken or not name.isidentifier() or names.count(name) > 1:
                 raise ValueError(
                     f"a slot cannot be called {name!r}: give each a Python name of its "
-                    "own, other than 'count' and 'extra', that does not end in '_scale'"
+                    f"own, other than {', '.join(map(repr, _FIELDS))}, that does not "
+                    "end in '_scale'"
                 )
         squares = [slot.name for slot in self.slots if not slot.signed]
         for slot in self.slots:

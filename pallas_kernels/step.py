@@ -13,14 +13,15 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from . import rounding
+from . import rounding, weights
 from .arithmetic import not_below
 from .formats import Format
 from .program import Leaf, Program, Scalars, wide
 from .rule import Rule
 
-# Noise for the codes of a slot: int32 in [0, 2**14), for each value of a tile.
-Random: TypeAlias = Callable[[int], jax.Array]
+# Noise for the codes of a slot, int32 in [0, 2**14) for each value of a tile; or for the
+# parameter (None), in [0, 2**16).
+Random: TypeAlias = Callable[[int | None], jax.Array]
 
 
 class Advanced(NamedTuple):
@@ -76,7 +77,7 @@ def tile_step(
       random: noise for a slot; called if its format needs some.
       valid: False on padding, which may hold anything; None if there is none.
     """
-    tile = wide(leaf, scalars)
+    tile = wide(program, leaf, scalars)
     new = advance(program, tile, scalars, valid)
     found = [largest(x) for x in new.magnitudes]
     blocks = settle(program, found, new.finite, scalars)
@@ -169,10 +170,10 @@ def write(
       all_kept: whether the caller knows that every block takes the step.
     """
     keep = None if all_kept else blocks.keep
-    g, p = moved(program, leaf, tile, new, scalars, keep)
+    g, p, remainder = moved(program, leaf, tile, new, scalars, random, keep)
     codes = new_codes(program, leaf, tile, new, blocks, random, keep)
     scales = new_scales(blocks, tile.scales, leaf.scales, keep)
-    return Leaf(g, p, codes, scales)
+    return Leaf(g, p, codes, scales, remainder)
 
 
 def moved(
@@ -181,16 +182,35 @@ def moved(
     tile: Leaf,
     new: Advanced,
     scalars: Scalars,
+    random: Random,
     keep: jax.Array | None,
-) -> tuple[Any, Any]:
-    """The update and None, or None and the new parameter."""
+) -> tuple[Any, Any, Any]:
+    """The update and None, or None and the new parameter; and its remainder."""
     delta = -scalars.learning_rate * new.u
     if keep is not None:
         # Adding -0.0 leaves every number as it is, +0.0 included.
         delta = jnp.where(keep, delta, -0.0)
+    storage = program.storage
+    if not storage.rounds:
+        if program.in_place:
+            return None, (tile.p + delta).astype(leaf.p.dtype), None
+        return delta.astype(leaf.g.dtype), None, None
+    kind = storage.weights
+    needs_noise = kind in ("stochastic", "remainder8")
+    old = weights.Stored(leaf.p.astype(jnp.float32), tile.remainder)
+    p, remainder = weights.moved(
+        tile.p + delta,
+        tile.p,
+        old,
+        storage.dtype,
+        kind,
+        random(None) if needs_noise else 0,
+    )
+    if remainder is not None:
+        remainder = remainder.astype(leaf.remainder.dtype)
     if program.in_place:
-        return None, (tile.p + delta).astype(leaf.p.dtype)
-    return delta.astype(leaf.g.dtype), None
+        return None, p.astype(leaf.p.dtype), remainder
+    return (p - old.p).astype(leaf.g.dtype), None, remainder
 
 
 def new_codes(

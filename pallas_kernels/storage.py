@@ -14,6 +14,7 @@ from .arithmetic import inverse_root, root
 from .formats import Format, widened
 from .layout import Blocks, merge, split
 from .rule import InOptax
+from .weights import Weights, remainder_dtype
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,13 @@ class Storage:
       dtype: of the parameter.
       blocks: the parameter's shape, and which of its values share a scale.
       slots: how each moment is stored.
+      weights: how the parameter is, if it has 16 bits and is known; else None.
     """
 
     dtype: np.dtype[Any]
     blocks: Blocks
     slots: tuple[StoredSlot, ...]
+    weights: Weights | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -86,6 +89,27 @@ class Storage:
     def elementwise(self) -> bool:
         """Whether every slot has a value for each of the parameter's."""
         return all(slot.shape is None for slot in self.slots)
+
+    @property
+    def rounds(self) -> bool:
+        """Whether an update depends on how its parameter will be rounded."""
+        return self.weights is not None and (
+            # float16 must not leave its range, however it is rounded.
+            self.weights != "nearest" or self.dtype == jnp.float16
+        )
+
+    @cached_property
+    def has_remainder(self) -> bool:
+        """Whether what rounding the parameter loses is kept."""
+        return remainder_dtype(self.weights) is not None
+
+    @property
+    def remainder(self) -> jax.ShapeDtypeStruct:
+        """What is kept of it; small, and unused, where nothing is."""
+        dtype = remainder_dtype(self.weights)
+        if dtype is None:
+            return jax.ShapeDtypeStruct(self.blocks.scale_shape, jnp.int8)
+        return jax.ShapeDtypeStruct(self.shape, dtype)
 
     def codes(self, k: int) -> jax.ShapeDtypeStruct:
         """The codes of slot k, or its moments themselves where it is not quantized."""

@@ -18,6 +18,7 @@ from ..options import Settings, at, check_backend
 from ..sharding.placement import everywhere, filled, placements
 from ..storage.plan import plan, quantizes
 from ..storage.state import (
+    REMAINDER,
     State,
     StateLeaves,
     check_gradients,
@@ -49,7 +50,8 @@ class Optimizer:
         """Of its states."""
         slots = self.rule.slots
         names = [slot.name for slot in slots]
-        return fields_of(names, quantizes(self.settings, slots))
+        quantized = quantizes(self.settings, slots)
+        return fields_of(names, quantized, self.settings.keeps_remainders)
 
     @cached_property
     def tag(self) -> str:
@@ -83,6 +85,9 @@ class Optimizer:
             if scale_name(slot.name) in self.fields:
                 full = [filled(*args) for args in scales]
                 trees[scale_name(slot.name)] = leaves.replaced(full)
+        if self.settings.keeps_remainders:
+            kept = [filled(r.remainder, 0, p, sharding) for r, p, sharding in each]
+            trees[REMAINDER] = leaves.replaced(kept)
         small = (jnp.zeros((), jnp.int32), self._extra(records))
         count, extra = jax.tree.map(
             lambda x: everywhere(x, leaves.leaves, where), small
@@ -132,6 +137,16 @@ class Optimizer:
             raise ValueError(_NO_PARAMS)
         return self._run(grads, state, params, in_place=True)
 
+    def _without_parameters(self, records: list[Storage]) -> list[Storage]:
+        """The records where it is not known what updates are added to."""
+        asked = self.settings.weights is not None
+        if asked and any(r.weights not in (None, "nearest") for r in records):
+            raise ValueError(
+                f"weights={self.settings.weights!r}: an update depends on what it is "
+                "added to. Call tx.update(grads, state, params), or leave weights out"
+            )
+        return [replace(record, weights=None) for record in records]
+
     def _needs_params(self) -> bool:
         rule, settings = self.rule, self.settings
         measures = settings.max_unorm is not None or settings.record_norms
@@ -145,6 +160,8 @@ class Optimizer:
         old = StateLeaves.of(state, self.fields, self.tag, self._extra_keys())
         tree = p or g
         records = self.records(tree)
+        if p is None:
+            records = self._without_parameters(records)
         check_gradients(g, p, old, records)
         leaves = [
             old.leaf(i, path, record, *_values(record, i, g, p))
@@ -165,8 +182,11 @@ class Optimizer:
             leaf._replace(g=_zeros_like(leaf.g)) if result is None else result
             for leaf, result in zip(leaves, stepped, strict=True)
         ]
-        shown = p if in_place and p is not None else g
-        out = shown.replaced([r.p if in_place else r.g for r in results])
+        if in_place and p is not None:
+            out = p.replaced([r.p for r in results])
+        else:
+            updates = zip(results, records, strict=True)
+            out = g.replaced([_update(r.g, record) for r, record in updates])
         return out, _replaced(state, old.replaced(state, results), passed)
 
     def work(
@@ -265,6 +285,11 @@ def _numbers(
 def _product(times: jax.Array, number: jax.Array, x: Any) -> jax.Array:
     """Without a product by the number 1."""
     return times if isinstance(x, int | float) and x == 1 else times * number
+
+
+def _update(g: Any, record: Storage) -> Any:
+    """In the type of the parameter where it is what that changes by."""
+    return g.astype(record.dtype) if record.rounds else g
 
 
 def _zeros_like(g: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -13,12 +14,17 @@ from octavo.pallas_kernels import (
     Slot,
     Storage,
     StoredSlot,
+    Weights,
     blocks_of,
+    has_16_bits,
+    remainder_dtype,
 )
 
 from ..checks import check_block_size, check_int
-from ..options import Settings, at, formats_of, is_state
-from .tree import AXES, AXIS, SIZES, Kind, Leaves, per_leaf
+from ..options import Settings, at, check_weights, formats_of, is_state
+from .tree import AXES, AXIS, SIZES, WEIGHTS, Kind, Leaves, per_leaf
+
+DEFAULT_WEIGHTS: Weights = "stochastic"
 
 
 def plan(settings: Settings, slots: tuple[Slot, ...], tree: Leaves) -> list[Storage]:
@@ -45,10 +51,40 @@ def plan(settings: Settings, slots: tuple[Slot, ...], tree: Leaves) -> list[Stor
         strict=True,
     )
     least = settings.min_quantized_size
-    return [
+    records = [
         _of_leaf(slots, least, path, leaf, state, Blocked(size, axis, layers))
         for path, leaf, state, size, axis, layers in rows
     ]
+    weights = _weights(settings, tree, records)
+    return [replace(r, weights=w) for r, w in zip(records, weights, strict=True)]
+
+
+def _weights(
+    settings: Settings, tree: Leaves, records: list[Storage]
+) -> list[Weights | None]:
+    """How the parameter of each leaf is stored; None where there is no choice."""
+    given = per_leaf("weights", settings.weights, tree, WEIGHTS)
+    found: list[Weights | None] = []
+    for path, name, record in zip(tree.paths, given, records, strict=True):
+        check_weights(name, path)
+        name = DEFAULT_WEIGHTS if name is None else name
+        short = has_16_bits(record.dtype)
+        if settings.rounds_by_leaf and not short:
+            _check_no_remainder(name, path, record)
+        found.append(name if short and record.steps else None)
+    if settings.keeps_remainders and not settings.rounds_by_leaf and not any(found):
+        _check_no_remainder(settings.weights, tree.paths[0], records[0])
+    return found
+
+
+def _check_no_remainder(name: Any, path: str, record: Storage) -> None:
+    if remainder_dtype(name) is not None:
+        raise ValueError(
+            f"weights={name!r}{at(path)}: {record.dtype} parameters have no remainder, "
+            "only bfloat16 and float16 ones. Leave weights out, or convert the "
+            "parameters to bfloat16; for some leaves alone write "
+            "weights=lambda path: 'remainder8' if path in ... else None"
+        )
 
 
 class Blocked(NamedTuple):

@@ -19,6 +19,7 @@ from octavo.pallas_kernels import Leaf, Storage
 from .tree import Leaves
 
 _SCALE = "_scale"
+REMAINDER = "remainder"
 
 
 class State:
@@ -35,6 +36,9 @@ class State:
       mu_scale, nu_scale (...): likewise: bf16, p.shape with the blocked axis shortened
         to one value per block. Leaves that are not quantized have (unused) entries,
         too; slots that never are have no tree.
+      remainder: with `weights="remainder8"` or `"remainder16"`, likewise: what rounding
+        of the parameters lost, int8 or int16 of p.shape; see `optim.masters`. Leaves
+        that have none have an (unused) entry of their scales' shape.
       extra: `format` holds one key, which names the formats of the slots, so that a
         state written with another code book has another structure and cannot be
         loaded by mistake; below it, for conversions, is an int32 array of how each
@@ -57,7 +61,7 @@ class State:
     @property
     def slots(self) -> tuple[str, ...]:
         """The moments' names."""
-        others = ("count", "extra")
+        others = ("count", REMAINDER, "extra")
         return tuple(
             f for f in self._fields if f not in others and not f.endswith(_SCALE)
         )
@@ -72,6 +76,12 @@ class State:
         return None if tree is None else Leaves.of(tree)
 
     @property
+    def remainders(self) -> Leaves | None:
+        """What rounding of the parameters lost, flat; None if it is not kept."""
+        tree = getattr(self, REMAINDER, None)
+        return None if tree is None else Leaves.of(tree)
+
+    @property
     def trees(self) -> dict[str, Any]:
         """The trees like the parameters, by field."""
         return {f: x for f, x in self._asdict().items() if f not in ("count", "extra")}
@@ -80,11 +90,14 @@ class State:
         return _made, (self._asdict(),)
 
 
-def fields_of(slots: Sequence[str], quantized: Sequence[bool]) -> tuple[str, ...]:
+def fields_of(
+    slots: Sequence[str], quantized: Sequence[bool], remainders: bool = False
+) -> tuple[str, ...]:
     """The fields of a state with these slots, some of which have scales."""
     pairs = zip(slots, quantized, strict=True)
     scales = (scale_name(slot) for slot, has in pairs if has)
-    return ("count", *slots, *scales, "extra")
+    last = (REMAINDER,) if remainders else ()
+    return ("count", *slots, *scales, *last, "extra")
 
 
 @cache
@@ -114,6 +127,7 @@ class StateLeaves(NamedTuple):
 
     codes: list[Leaves]
     scales: list[Leaves | None]
+    remainders: Leaves | None
 
     @classmethod
     def of(cls, state: Any, fields: Sequence[str], tag: str, extra: set[str]) -> Any:
@@ -137,7 +151,8 @@ class StateLeaves(NamedTuple):
         _check_keys("state.extra", state.extra, extra)
         _check_keys('state.extra["format"]', state.extra["format"], (tag,))
         slots = state.slots
-        return cls([state.codes(s) for s in slots], [state.scales(s) for s in slots])
+        codes, scales = map(state.codes, slots), map(state.scales, slots)
+        return cls(list(codes), list(scales), state.remainders)
 
     def leaf(self, i: int, path: str, storage: Storage, g: Any, p: Any) -> Leaf:
         """The arrays of leaf i, checked.
@@ -159,7 +174,13 @@ class StateLeaves(NamedTuple):
             if scale is not None:
                 shape, got = storage.scales(k).shape, jnp.shape(scale)
                 _check(got == shape, path, "scales of shape", got, shape)
-        return Leaf(g, p, codes, scales)
+        remainder = None
+        if storage.has_remainder and self.remainders is not None:
+            remainder = self.remainders.leaves[i]
+            for name in ("dtype", "shape"):
+                got, want = (getattr(x, name) for x in (remainder, storage.remainder))
+                _check(got == want, path, f"remainder of {name}", got, want)
+        return Leaf(g, p, codes, scales, remainder)
 
     def replaced(self, state: State, results: Sequence[Leaf]) -> dict[str, Any]:
         """The trees of the state, with the codes and scales of leaves after a step."""
@@ -171,6 +192,10 @@ class StateLeaves(NamedTuple):
                 pairs = zip((r.scales[k] for r in results), before.leaves, strict=True)
                 after = [kept if new is None else new for new, kept in pairs]
                 trees[scale_name(slot)] = before.replaced(after)
+        if self.remainders is not None:
+            pairs = zip(results, self.remainders.leaves, strict=True)
+            after = [x if r.remainder is None else r.remainder for r, x in pairs]
+            trees[REMAINDER] = self.remainders.replaced(after)
         return trees
 
 

@@ -1,9 +1,10 @@
 """A state says how it is stored: a tag, and a small table under it.
 
-`State.extra["format"]` has one key, the tag, which names each slot and its format:
-`mu=ratio8,nu=bits8`. Its value has one row for each leaf, in the order of the tree: the
-type of the parameter where moments take it over (else float32), its shape, the block
-size and the blocked axis (-1: none); and for each slot the number of its format,
+`State.extra["format"]` has one key, the tag, which names each slot and its format, and
+what is kept of parameters: `mu=ratio8,nu=bits8,weights=remainder8`. Its value has one
+row for each leaf, in the order of the tree: the type of the parameter where moments
+take it over or something is kept of it (else float32), plus 256 for each byte that is
+kept; its shape, the block size and the blocked axis (-1: none); and for each slot the number of its format,
 what optax keeps of it (its index in `_IN_OPTAX`), the bits of its initial value, the
 number of the slot that it is relative to (-1: none), and its shape where that is not
 the parameter's. Conversions and checkpoints read it, so that they need not know how a
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from octavo.pallas_kernels import (
+    WEIGHTS,
     Blocks,
     InOptax,
     Slot,
@@ -30,13 +32,15 @@ from ..options import Settings, formats_of
 from .plan import has_own_moments, moment_dtype
 from .state import State, states_in
 
-_BY_PATH = "by_path"
+_BY_PATH, _WEIGHTS = "by_path", "weights"
 # Never reorder.
 _DTYPES = (
     *("float32", "bfloat16", "float16", "float64", "complex64", "complex128"),
     *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
     *("bool", "int4", "uint4", "int2", "uint2"),
 )
+_KEPT = 256  # in the first column, for each byte of a remainder
+_WEIGHTS_OF = {0: None, 1: "remainder8", 2: "remainder16"}
 _IN_OPTAX: tuple[InOptax, ...] = ("same", "negated", "root")
 
 
@@ -44,14 +48,20 @@ def tag_of(settings: Settings, slots: tuple[Slot, ...]) -> str:
     """The tag of the states that an optimizer makes."""
     names = [slot.name for slot in slots]
     if settings.state_by_leaf(slots):
-        return ",".join(f"{name}={_BY_PATH}" for name in names)
-    formats = formats_of(settings.state, slots)
-    return ",".join(f"{n}={f.name}" for n, f in zip(names, formats, strict=True))
+        formats = [_BY_PATH] * len(names)
+    else:
+        formats = [f.name for f in formats_of(settings.state, slots)]
+    pairs = list(zip(names, formats, strict=True))
+    if settings.keeps_remainders:
+        by_path = settings.rounds_by_leaf
+        pairs.append((_WEIGHTS, _BY_PATH if by_path else settings.weights))
+    return ",".join(f"{name}={form}" for name, form in pairs)
 
 
 def slots_in(tag: str) -> tuple[str, ...]:
     """The names of the slots in a tag."""
-    return tuple(part.partition("=")[0] for part in tag.split(",") if part)
+    names = (part.partition("=")[0] for part in tag.split(",") if part)
+    return tuple(name for name in names if name != _WEIGHTS)
 
 
 def table_of(records: Sequence[Storage], slots: int) -> jax.Array:
@@ -75,8 +85,10 @@ def _row(record: Storage, rank: int) -> list[int]:
         return [count, *own, *(0,) * (rank - len(own))]
 
     axis = record.blocks.axis
-    dtype = record.dtype.name if has_own_moments(record.dtype) else "float32"
-    row = [_DTYPES.index(dtype), *listed(record.shape)]
+    named = has_own_moments(record.dtype) or record.has_remainder
+    dtype = record.dtype.name if named else "float32"
+    kept = WEIGHTS[record.weights] // 8 if record.weights else 0
+    row = [_DTYPES.index(dtype) + _KEPT * kept, *listed(record.shape)]
     row += [record.blocks.size, -1 if axis is None else axis]
     for slot in record.slots:
         initial = int(np.float32(slot.initial or 0.0).view(np.int32))
@@ -148,7 +160,8 @@ def _record(row: Iterator[int], rank: int, slots: Sequence[str]) -> Storage:
         count, *lengths = (next(row) for _ in range(rank + 1))
         return None if count < 0 else tuple(lengths[:count])
 
-    dtype = jnp.dtype(_DTYPES[next(row)])
+    kept, dtype = divmod(next(row), _KEPT)
+    dtype = jnp.dtype(_DTYPES[dtype])
     whole, size, axis = shape(), next(row), next(row)
     if whole is None or size == 0:
         raise KeyError(row)
@@ -160,6 +173,5 @@ def _record(row: Iterator[int], rank: int, slots: Sequence[str]) -> Storage:
         reference = None if other < 0 else other
         of = moment_dtype(form, dtype)
         stored.append(StoredSlot(name, form, of, initial, shape(), in_optax, reference))
-    return Storage(
-        dtype, Blocks(whole, None if axis < 0 else axis, size), tuple(stored)
-    )
+    blocks = Blocks(whole, None if axis < 0 else axis, size)
+    return Storage(dtype, blocks, tuple(stored), _WEIGHTS_OF[kept])

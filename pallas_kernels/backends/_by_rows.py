@@ -63,7 +63,7 @@ def stepped(
         s, n = scalars, noise
         if i is not None:
             now, s, n = _not_hoisted(i, (now, s, n))
-        tile = wide(now, s)
+        tile = wide(program, now, s)
         new = advance(program, tile, s, decoding=decoding)
         return write(program, now, tile, new, settled, s, random_of(n, blocks))
 
@@ -86,7 +86,7 @@ def _each_in_turn(
     # XLA does not know that it is 1, and so keeps the loops: x (x + 1) is even.
     once = 1 + ((noise.step * noise.step + noise.step) & 1)
     out, i = parts, jnp.int32(0)
-    for k in range(1 + len(parts.codes)):
+    for k in range(len(_written(program, parts))):
         if k == 0 and not program.in_place:  # an update joins what is done with it
             x = written(parts, None).g
         else:
@@ -136,11 +136,15 @@ def _turn(
 
 def _written(program: Program, leaf: Leaf) -> tuple[jax.Array, ...]:
     """The arrays of the parameter's shape that a step writes."""
-    return (leaf.p if program.in_place else leaf.g, *leaf.codes)
+    first = leaf.p if program.in_place else leaf.g
+    last = () if leaf.remainder is None else (leaf.remainder,)
+    return (first, *leaf.codes, *last)
 
 
 def _put(program: Program, leaf: Leaf, k: int, x: jax.Array) -> Leaf:
     """The leaf with x as array k of those."""
+    if k > len(leaf.codes):
+        return leaf._replace(remainder=x)
     if k:
         return leaf._replace(codes=(*leaf.codes[: k - 1], x, *leaf.codes[k:]))
     return leaf._replace(p=x) if program.in_place else leaf._replace(g=x)
@@ -162,7 +166,7 @@ def _largest(
     """The largest magnitudes of each block."""
 
     def magnitudes(row: Leaf) -> tuple[jax.Array, ...]:
-        tile = wide(row, scalars)
+        tile = wide(program, row, scalars)
         return advance(program, tile, scalars, decoding=decoding).magnitudes
 
     return _over_rows(program.storage.blocks, parts, magnitudes, jnp.maximum)

@@ -219,7 +219,7 @@ class Slab(NamedTuple):
         """Noise for its values."""
         part = self.of.part
 
-        def random(slot: int) -> jax.Array:
+        def random(slot: int | None) -> jax.Array:
             key = rounding.leaf_key(noise.step, noise.leaf)
             shape = list(self.dimensions)
             whole = shape[self.axis]
@@ -228,9 +228,9 @@ class Slab(NamedTuple):
             at = self._positions(tuple(shape), strides, noise.origin)
             bits = rounding.hashed(key, at)
             if period == whole:
-                return rounding.window(bits, slot)
-            numbers = range(slot, slot + rounding.WINDOWS)
-            windows = [rounding.window(bits, n) for n in numbers]
+                return rounding.noise(bits, 0, slot)
+            quarters = range(rounding.WINDOWS)
+            windows = [rounding.noise(bits, k, slot) for k in quarters]
             return jnp.concatenate(windows, axis=self.axis)
 
         return random

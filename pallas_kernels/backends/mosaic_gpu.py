@@ -122,7 +122,8 @@ def _step_tile(
     new: list[Advanced] = []
     for k in range(blocks.size):
         rows.append(_load(_values(source), at(k)))
-        new.append(advance(program, wide(rows[k], numbers), numbers, None, decoding))
+        broad = wide(program, rows[k], numbers)
+        new.append(advance(program, broad, numbers, None, decoding))
     slots = zip(*[x.magnitudes for x in new], strict=True)
     largest = [functools.reduce(jnp.maximum, x) for x in slots]
     settled = settle(program, largest, new[-1].finite, numbers)
@@ -130,15 +131,15 @@ def _step_tile(
     _store(target.scales, found, (down, across))
     hashes = _hashes(blocks, noise, down, across.start + column)
     for k, (row, x) in enumerate(zip(rows, new, strict=True)):
-        bits, window = hashes[k % len(hashes)], k // len(hashes)
+        bits, quarter = hashes[k % len(hashes)], k // len(hashes)
         out = write(
             program,
             row,
-            wide(row, numbers),
+            wide(program, row, numbers),
             x,
             settled,
             numbers,
-            _random(bits, window),
+            _random(bits, quarter),
         )
         _store(target._replace(scales=()), out._replace(scales=()), at(k))
 
@@ -162,9 +163,9 @@ def _hashes(
     return [rounding.hashed(key, position + wrap(k * stride)) for k in range(period)]
 
 
-def _random(bits: jax.Array, window: int) -> Random:
+def _random(bits: jax.Array, quarter: int) -> Random:
     """Noise for the values of a row."""
-    return lambda slot: rounding.window(bits, window + slot)
+    return lambda slot: rounding.noise(bits, quarter, slot)
 
 
 def _inner(blocks: Blocks) -> int:

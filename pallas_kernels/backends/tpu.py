@@ -154,7 +154,7 @@ def _advanced(
 ) -> tuple[Leaf, Leaf, Advanced]:
     """A slab as stored, wide, and after the rule."""
     leaf = _loaded(slab, kernel.call, kernel.inputs)
-    tile = wide(leaf, kernel.numbers)
+    tile = wide(kernel.program, leaf, kernel.numbers)
     of_slab = jax.tree.map(slab.scales, decoding)
     valid = slab.valid(kernel.program.storage.blocks, everywhere=False)
     return leaf, tile, advance(kernel.program, tile, kernel.numbers, valid, of_slab)

@@ -100,18 +100,20 @@ def _step_tile(
 ) -> None:
     """Step the blocks of a tile, from references to references."""
     scales, decoding = _scales(program, tile, source)
+    hashes = Hashes(tile, program.storage.blocks, noise)
     rows: list[Leaf] = []
-    results: list[tuple[Any, Any]] = []
+    results: list[tuple[Any, Any, Any]] = []
     new: list[Advanced] = []
     for k in range(tile.tiling.slabs):
         at = tile.slab(k)
         row = _load(_values(source), at)
-        broad = wide(row, numbers)
+        broad = wide(program, row, numbers)
         rows.append(row)
         new.append(advance(program, broad, numbers, at.exist, decoding))
         # Before it is known whether the block is kept: what p is made of would take two
         # registers for each row, and it takes one.
-        results.append(moved(program, row, broad, new[k], numbers, None))
+        random = hashes.of_slab(k)
+        results.append(moved(program, row, broad, new[k], numbers, random, None))
     settled = settle(
         program,
         _largest(tile.tiling, [x.magnitudes for x in new]),
@@ -123,15 +125,15 @@ def _step_tile(
     keep = settled.keep & tile.exists
     found = new_scales(settled, scales, scales, None)
     _store(target.scales, found, tile.scales, keep)
-    for k, (g, p) in enumerate(results):
+    for k, (g, p, remainder) in enumerate(results):
+        _store(target.remainder, remainder, tile.slab(k), keep)
         if program.in_place:
             _store(target.p, p, tile.slab(k), keep)
         else:
             update = jnp.where(settled.keep, g, -0.0)
             _store(target.g, update, tile.slab(k), tile.exists)
-    hashes = Hashes(tile, program.storage.blocks, noise)
     for k, row in enumerate(rows):
-        random, broad = hashes.of_slab(k), wide(row, numbers)
+        random, broad = hashes.of_slab(k), wide(program, row, numbers)
         codes = new_codes(program, row, broad, new[k], settled, random, None)
         _store(target.codes, codes, tile.slab(k), keep)
 

@@ -81,10 +81,11 @@ def _at_once(program: Program, leaf: Leaf, scalars: Scalars, noise: Noise) -> Le
         largest=lambda x: jnp.max(x, axis=within, keepdims=True),
         random=random_of_blocks(noise, blocks),
     )
-    g, p = jax.tree.map(lambda x: merge(x, blocks), (out.g, out.p))
+    values = (out.g, out.p, out.remainder)
+    g, p, remainder = jax.tree.map(lambda x: merge(x, blocks), values)
     codes = tuple(storage.merge_codes(k, c) for k, c in enumerate(out.codes))
     scales = jax.tree.map(lambda s: jnp.squeeze(s, within), out.scales)
-    return Leaf(g, p, codes, scales)
+    return Leaf(g, p, codes, scales, remainder)
 
 
 def random_of_blocks(noise: Noise, blocks: Blocks) -> Random:
@@ -104,20 +105,20 @@ def random_of(
 ) -> Random:
     """Noise for values of this shape, those of a block on one axis."""
 
-    def random(slot: int) -> jax.Array:
+    def random(slot: int | None) -> jax.Array:
         key = rounding.leaf_key(noise.step, noise.leaf)
         if within is None:
             bits = rounding.hashed(key, positions(shape, strides, noise.origin))
-            return rounding.window(bits, slot)
+            return rounding.noise(bits, 0, slot)
         block = shape[within]
         period = rounding.period(block)
         at = positions(shape, strides, noise.origin, (within, period))
         bits = rounding.hashed(key, at)
         if period == block:
-            return rounding.window(bits, slot)
+            return rounding.noise(bits, 0, slot)
         along = (block, *(1,) * (len(shape) - within - 1))
         row = lax.broadcasted_iota(jnp.int32, along, 0)
-        return rounding.window(bits, lax.div(row, jnp.int32(period)) + slot)
+        return rounding.noise(bits, lax.div(row, jnp.int32(period)), slot)
 
     return random
 
@@ -158,13 +159,14 @@ def _sums(program: Program, leaf: Leaf, scalars: Scalars) -> jax.Array:
 def _split(program: Program, leaf: Leaf) -> Leaf:
     """The leaf with each block on an axis of its own."""
     storage, blocks = program.storage, program.storage.blocks
-    g, p = jax.tree.map(lambda x: split(x, blocks), (leaf.g, leaf.p))
+    values = (leaf.g, leaf.p, leaf.remainder)
+    g, p, remainder = jax.tree.map(lambda x: split(x, blocks), values)
     codes = [
         storage.split_codes(k, c) if storage.formats[k].quantized else split(c, blocks)
         for k, c in enumerate(leaf.codes)
     ]
     scales = jax.tree.map(lambda s: jnp.expand_dims(s, blocks.within), leaf.scales)
-    return Leaf(g, p, tuple(codes), scales)
+    return Leaf(g, p, tuple(codes), scales, remainder)
 
 
 def _computed_in(leaf: Leaf, scalars: Scalars) -> Scalars:
