@@ -139,9 +139,9 @@ def _noise(key: jax.Array, shape: tuple[int, int]) -> tuple[list, list]:
     quarter = (rounding.period(BLOCK), shape[1])
     position = jnp.arange(quarter[0] * quarter[1], dtype=jnp.int32).reshape(quarter)
     bits = rounding.hashed(key, position)
-    noise = rounding.noise
-    parts = [[noise(bits, k, slot) for k in range(4)] for slot in (0, 1)]
-    return [jnp.concatenate(p) for p in parts], [noise(bits[:1], 0, k) for k in (0, 1)]
+    noise, draws = rounding.noise, [rounding.Draw(slot) for slot in (0, 1)]
+    parts = [[noise(bits, k, draw) for k in range(4)] for draw in draws]
+    return [jnp.concatenate(p) for p in parts], [noise(bits[:1], 0, d) for d in draws]
 
 
 def _storage(forms: Candidate, shape: tuple[int, int], dither: Any = None) -> Storage:

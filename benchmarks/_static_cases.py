@@ -24,6 +24,7 @@ from jax.extend.core import jaxprs_in_params
 from jax.sharding import AxisType, Mesh, SingleDeviceSharding
 
 from octavo import optim
+from octavo.pallas_kernels import WEIGHTS
 
 SHAPE = (4096, 4096)
 _MOST_STORED = {"tpu": 4096, "gpu": 16}  # bytes of one store: a register, a vector
@@ -35,6 +36,7 @@ RULES: dict[str, Callable[..., optim.Transformation]] = {
     "lamb": optim.lamb,
     "lars": optim.lars,
     "sgd": partial(optim.sgd, momentum=0.9),
+    **{f"adamw-{w}": partial(optim.adamw, weights=w) for w in WEIGHTS},
 }
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from octavo.pallas_kernels import Stored, Weights, full, has_16_bits, split
+from octavo.pallas_kernels import Stored, Weights, full, has_16_bits, noise_bits, split
 
 from .convert import freed, mesh_of
 from .storage.state import REMAINDER, State, states_in
@@ -138,7 +138,8 @@ def whole(p: Any, remainder: Any, weights: Weights) -> jax.Array:
 def in_parts(x: jax.Array, dtype: Any, weights: Weights) -> tuple[jax.Array, jax.Array]:
     """A parameter and its remainder, from float32 weights within its range."""
     largest = float(jnp.finfo(dtype).max)
-    stored = split(jnp.clip(x, -largest, largest), dtype, weights)
+    half = (1 << noise_bits(weights)) >> 1
+    stored = split(jnp.clip(x, -largest, largest), dtype, weights, half)
     assert stored.remainder is not None
     bits = {"remainder8": jnp.int8, "remainder16": jnp.int16}[weights]
     return stored.p.astype(dtype), stored.remainder.astype(bits)

@@ -12,6 +12,7 @@ which hardly ever decide. Those of a parameter of 16 bits have 16.
 """
 
 import zlib
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -69,16 +70,25 @@ def hashed(key: jax.Array, position: jax.Array) -> jax.Array:
     return finalize(position ^ key)
 
 
-def noise(bits: jax.Array, quarter: jax.Array | int, slot: int | None) -> jax.Array:
-    """Noise for values in this quarter of their blocks, from 32 random bits.
+class Draw(NamedTuple):
+    """Which noise is wanted: int32 in [0, 2**width).
 
-    int32 in [0, 2**14) for a slot, in [0, 2**16) for the parameter (None).
+    Args:
+      slot: number of the slot; None: for the parameter.
+      width: NOISE_BITS for a slot; at most WEIGHT_BITS for the parameter.
     """
-    if slot is not None:
-        return _window(bits, (quarter + slot) % WINDOWS * _BETWEEN, NOISE_BITS)
-    # At 16, 0, 5 and 11: the leading bits are not those of this value's slots.
+
+    slot: int | None
+    width: int = NOISE_BITS
+
+
+def noise(bits: jax.Array, quarter: jax.Array | int, draw: Draw) -> jax.Array:
+    """Noise for values in this quarter of their blocks, from 32 random bits."""
+    if draw.slot is not None:
+        return _window(bits, (quarter + draw.slot) % WINDOWS * _BETWEEN, draw.width)
+    # Windows at 16, 0, 5 and 11: their leading bits are not those of the value's slots.
     start = ((quarter + 3) % WINDOWS * 11) >> 1
-    return _window(bits, start, WEIGHT_BITS)
+    return _window(bits, start + (WEIGHT_BITS - draw.width), draw.width)
 
 
 def _window(bits: jax.Array, start: jax.Array | int, width: int) -> jax.Array:

@@ -19,9 +19,8 @@ from .formats import Format
 from .program import Leaf, Program, Scalars, wide
 from .rule import Rule
 
-# Noise for the codes of a slot, int32 in [0, 2**14) for each value of a tile; or for the
-# parameter (None), in [0, 2**16).
-Random: TypeAlias = Callable[[int | None], jax.Array]
+# Noise for each value of a tile.
+Random: TypeAlias = Callable[[rounding.Draw], jax.Array]
 
 
 class Advanced(NamedTuple):
@@ -195,16 +194,15 @@ def moved(
         if program.in_place:
             return None, (tile.p + delta).astype(leaf.p.dtype), None
         return delta.astype(leaf.g.dtype), None, None
-    kind = storage.weights
-    needs_noise = kind in ("stochastic", "remainder8")
+    width = weights.noise_bits(storage.weights)
     old = weights.Stored(leaf.p.astype(jnp.float32), tile.remainder)
     p, remainder = weights.moved(
         tile.p + delta,
         tile.p,
         old,
         storage.dtype,
-        kind,
-        random(None) if needs_noise else 0,
+        storage.weights,
+        random(rounding.Draw(None, width)) if width else 0,
     )
     if remainder is not None:
         remainder = remainder.astype(leaf.remainder.dtype)
@@ -228,7 +226,7 @@ def new_codes(
 
     def noise(k: int, form: Format) -> jax.Array | int:
         chosen = form.unbiased and not slots[k].nearest
-        return random(k) if chosen else rounding.NEAREST
+        return random(rounding.Draw(k)) if chosen else rounding.NEAREST
 
     codes = [
         form.encoded(x, block, noise(k, form))

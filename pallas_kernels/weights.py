@@ -16,7 +16,6 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from .formats.base import bits_of, float_of
 
@@ -31,7 +30,6 @@ WEIGHTS: dict[Weights, int] = {
 _BITS = 16  # below a unit
 _LOW = np.int32((1 << _BITS) - 1)
 _HALF = np.int32(1 << (_BITS - 1))
-_NEAREST = 1 << (_BITS - 1)
 _SIGN = np.int32(-(2**31))
 
 # float16 below 2**-14 is in steps of 2**-24, as float32 is not. Above, an octave of it
@@ -47,7 +45,8 @@ class Stored(NamedTuple):
 
     Args:
       p: a value of its type, as float32.
-      remainder: what is kept beside it, int32; None: nothing.
+      remainder: what is kept beside it, int32, of which only those low bits count that
+        a cast to its type keeps; None: nothing.
     """
 
     p: jax.Array
@@ -66,8 +65,16 @@ def remainder_dtype(weights: Weights | None) -> np.dtype[Any] | None:
     return np.dtype(f"int{WEIGHTS[weights]}")
 
 
+def noise_bits(weights: Weights) -> int:
+    """Of random bits that a parameter takes in a step: those that are not kept."""
+    return 0 if weights == "nearest" else _BITS - WEIGHTS[weights]
+
+
 def full(stored: Stored, dtype: Any, weights: Weights) -> jax.Array:
-    """The float32 value that a parameter of this type stands for."""
+    """The float32 value that a parameter of this type stands for.
+
+    From a remainder as it is once it was cast.
+    """
     if stored.remainder is None:
         return stored.p
     below = stored.remainder << (_BITS - WEIGHTS[weights])
@@ -94,34 +101,36 @@ def moved(
       stored: as it was stored.
       dtype: of the parameter.
       weights: how it is stored.
-      noise: int32 in [0, 2**16), the shape of x; not used for `"nearest"` and
-        `"remainder16"`.
+      noise: int32 in [0, 2**noise_bits(weights)), the shape of x.
     """
     largest = float(jnp.finfo(dtype).max)
     moves = (jnp.abs(x) <= largest) & (x != before)
+    if dtype == jnp.bfloat16 and weights != "nearest":
+        # One choice for both: what the units of the old value give is what is stored.
+        units = jnp.where(moves, bits_of(x) + noise, bits_of(before))
+        return _parts(units, dtype, weights)
     new = split(x, dtype, weights, noise)
     return jax.tree.map(lambda n, o: jnp.where(moves, n, o), new, stored)
 
 
-def split(
-    x: jax.Array, dtype: Any, weights: Weights, noise: jax.Array | int = _NEAREST
-) -> Stored:
+def split(x: jax.Array, dtype: Any, weights: Weights, noise: jax.Array | int) -> Stored:
     """What is stored of a value within the range of the type; see `moved`.
 
-    By default what is below a remainder is rounded to the nearest.
+    Half of what noise may be rounds to the nearest.
     """
     if weights == "nearest":
         return Stored(x, None)
-    units, kept = _units(x, dtype), WEIGHTS[weights]
+    return _parts(_units(x, dtype) + noise, dtype, weights)
+
+
+def _parts(units: jax.Array, dtype: Any, weights: Weights) -> Stored:
+    """What is stored of a value in units, of which it has those bits that are kept."""
     if weights == "stochastic":
-        return Stored(_value((units + noise) & ~_LOW, dtype), None)
-    if kept < _BITS:
-        finest = np.int32((1 << (_BITS - kept)) - 1)
-        units = (units + (noise >> kept)) & ~finest
+        return Stored(_value(units & ~_LOW, dtype), None)
     # To the nearest, and from the middle to the larger one: then a remainder of half a
     # unit has one meaning.
     nearest = (units + _HALF) & ~_LOW
-    return Stored(_value(nearest, dtype), (units - nearest) >> (_BITS - kept))
+    return Stored(_value(nearest, dtype), units >> (_BITS - WEIGHTS[weights]))
 
 
 def _units(x: jax.Array, dtype: Any) -> jax.Array:

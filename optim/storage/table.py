@@ -4,11 +4,11 @@
 what is kept of parameters: `mu=ratio8,nu=bits8,weights=remainder8`. Its value has one
 row for each leaf, in the order of the tree: the type of the parameter where moments
 take it over or something is kept of it (else float32), plus 256 for each byte that is
-kept; its shape, the block size and the blocked axis (-1: none); and for each slot the number of its format,
-what optax keeps of it (its index in `_IN_OPTAX`), the bits of its initial value, the
-number of the slot that it is relative to (-1: none), and its shape where that is not
-the parameter's. Conversions and checkpoints read it, so that they need not know how a
-state, maybe deep in a chain of transformations, was made.
+kept; its shape, the block size and the blocked axis (-1: none); and for each slot the
+number of its format, what optax keeps of it (its index in `_IN_OPTAX`), the bits of its
+initial value, the number of the slot that it is relative to (-1: none), and its shape
+where that is not the parameter's. Conversions and checkpoints read it, so that they
+need not know how a state, maybe deep in a chain of transformations, was made.
 """
 
 from collections.abc import Iterator, Sequence

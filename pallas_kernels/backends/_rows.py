@@ -223,12 +223,12 @@ class Hashes:
         at = self._start + tiling.index(slab, 1) * self._stride
         bits = rounding.hashed(self._key, at)
 
-        def random(slot: int | None) -> jax.Array:
+        def random(draw: rounding.Draw) -> jax.Array:
             if tiling.windows == 1:
-                return rounding.noise(bits, 0, slot)
+                return rounding.noise(bits, 0, draw)
             quarter = lax.broadcasted_iota(jnp.int32, tiling.shape, 0)
             broad = jnp.broadcast_to(bits, tiling.shape)
-            return rounding.noise(broad, quarter, slot)
+            return rounding.noise(broad, quarter, draw)
 
         return random
 

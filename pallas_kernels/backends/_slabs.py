@@ -219,7 +219,7 @@ class Slab(NamedTuple):
         """Noise for its values."""
         part = self.of.part
 
-        def random(slot: int | None) -> jax.Array:
+        def random(draw: rounding.Draw) -> jax.Array:
             key = rounding.leaf_key(noise.step, noise.leaf)
             shape = list(self.dimensions)
             whole = shape[self.axis]
@@ -228,9 +228,9 @@ class Slab(NamedTuple):
             at = self._positions(tuple(shape), strides, noise.origin)
             bits = rounding.hashed(key, at)
             if period == whole:
-                return rounding.noise(bits, 0, slot)
+                return rounding.noise(bits, 0, draw)
             quarters = range(rounding.WINDOWS)
-            windows = [rounding.noise(bits, k, slot) for k in quarters]
+            windows = [rounding.noise(bits, k, draw) for k in quarters]
             return jnp.concatenate(windows, axis=self.axis)
 
         return random

@@ -165,7 +165,7 @@ def _hashes(
 
 def _random(bits: jax.Array, quarter: int) -> Random:
     """Noise for the values of a row."""
-    return lambda slot: rounding.noise(bits, quarter, slot)
+    return lambda draw: rounding.noise(bits, quarter, draw)
 
 
 def _inner(blocks: Blocks) -> int:

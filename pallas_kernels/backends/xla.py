@@ -105,20 +105,20 @@ def random_of(
 ) -> Random:
     """Noise for values of this shape, those of a block on one axis."""
 
-    def random(slot: int | None) -> jax.Array:
+    def random(draw: rounding.Draw) -> jax.Array:
         key = rounding.leaf_key(noise.step, noise.leaf)
         if within is None:
             bits = rounding.hashed(key, positions(shape, strides, noise.origin))
-            return rounding.noise(bits, 0, slot)
+            return rounding.noise(bits, 0, draw)
         block = shape[within]
         period = rounding.period(block)
         at = positions(shape, strides, noise.origin, (within, period))
         bits = rounding.hashed(key, at)
         if period == block:
-            return rounding.noise(bits, 0, slot)
+            return rounding.noise(bits, 0, draw)
         along = (block, *(1,) * (len(shape) - within - 1))
         row = lax.broadcasted_iota(jnp.int32, along, 0)
-        return rounding.noise(bits, lax.div(row, jnp.int32(period)), slot)
+        return rounding.noise(bits, lax.div(row, jnp.int32(period)), draw)
 
     return random
 
