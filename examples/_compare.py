@@ -22,6 +22,8 @@ class History:
     seed: int
     state_bytes: int = 0
     parameters: int = 0
+    weights: str = "float32"
+    weight_bytes: int = 0
     train: list[float] = field(default_factory=list)
     held_out: list[tuple[int, float]] = field(default_factory=list)
 

@@ -2,6 +2,7 @@
 
     python examples/train_lm.py
     python examples/train_lm.py --compare --seeds 0 1 2
+    python examples/train_lm.py --weights stochastic remainder8 --seeds 0 1 2
 
 A decoder-only transformer learns to predict the next byte of Python's standard library:
 text that every machine with Python has. Some of its files are held out.
@@ -29,11 +30,15 @@ import orbax.checkpoint as ocp
 from _compare import History, draw, print_table
 from _text import Text, batch_of, read_text
 from _transformer import Transformer
+from _weights import draw_weights, print_weights
 from flax import linen as nn
 from tqdm import tqdm
 
 from octavo import optim
 from octavo.optim import checkpoint
+from octavo.pallas_kernels import WEIGHTS
+
+FLOAT32 = "float32"  # in the place of weights of 16 bits
 
 # --------------------------------------------------------------------------- training
 
@@ -44,6 +49,7 @@ class Config:
 
     optimizer: str
     state: str
+    weights: str
     steps: int
     batch_size: int
     seed: int
@@ -88,6 +94,8 @@ def make_model_and_optimizer(config: Config) -> tuple[nn.Module, Any]:
     )
     matrices = partial(jax.tree.map, lambda p: p.ndim > 1)
     wanted = {"b2": 0.99, "weight_decay": 0.1, "mask": matrices, "state": config.state}
+    if config.weights != FLOAT32:
+        wanted["weights"] = config.weights
     make = optimizers()[config.optimizer]
     known = inspect.signature(make).parameters
     tx = make(schedule, **{k: v for k, v in wanted.items() if k in known})
@@ -99,10 +107,14 @@ def start(config: Config) -> Run:
     model, tx = make_model_and_optimizer(replace(config, seed=0))
     tokens = jnp.zeros((1, config.length), jnp.int32)
     params = jax.jit(model.init)(jax.random.key(config.seed), tokens)["params"]
+    if config.weights != FLOAT32:
+        params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
     state = optim.TrainState.create(apply_fn=model.apply, params=params, tx=tx)
     history = History(
         state=config.state,
         seed=config.seed,
+        weights=config.weights,
+        weight_bytes=sum(x.nbytes for x in jax.tree.leaves(params)),
         state_bytes=sum(x.nbytes for x in jax.tree.leaves(state.opt_state)),
         parameters=sum(x.size for x in jax.tree.leaves(params)),
     )
@@ -110,7 +122,11 @@ def start(config: Config) -> Run:
 
 
 def loss_of(params: Any, apply: Callable[..., jax.Array], rows: jax.Array) -> jax.Array:
-    """Mean cross entropy of each byte given those before it, in nats."""
+    """Mean cross entropy of each byte given those before it, in nats.
+
+    Computed in float32, whatever weights are stored in: so nothing else differs.
+    """
+    params = jax.tree.map(lambda p: p.astype(jnp.float32), params)
     logits = apply({"params": params}, rows[:, :-1])
     return optax.softmax_cross_entropy_with_integer_labels(logits, rows[:, 1:]).mean()
 
@@ -233,6 +249,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add, names = parser.add_argument, sorted(optimizers())
     add("--optimizer", choices=names, default="adamw", help="one of octavo.optim's")
     add("--state", default="8bit", help="8bit (default), dynamic8, bf16 or 32bit")
+    stored = "float32 (default), or bfloat16 stored so; several: compare with float32"
+    names = [FLOAT32, *WEIGHTS]
+    add("--weights", nargs="+", choices=names, default=[FLOAT32], help=stored)
     add("--learning-rate", type=rate, default=2e-3, help="its highest, after warmup")
     add("--steps", type=count, default=1400)
     add("--batch-size", type=count, default=8)
@@ -254,8 +273,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
         parser.error(f"--resume: there is no {options.out}")
     if options.compare and options.state == "32bit":
         parser.error("--compare compares --state with 32bit: give it another one")
-    if options.seeds and not options.compare:
-        parser.error("--seeds is for --compare; one run has one --seed")
+    options.several = len(options.weights) > 1
+    if options.compare and options.weights != [FLOAT32]:
+        parser.error("--compare compares states; --weights A B compares weights")
+    if options.seeds and not (options.compare or options.several):
+        parser.error("--seeds is for comparisons; one run has one --seed")
     try:
         make_model_and_optimizer(config_of(options))
     except ValueError as error:
@@ -265,17 +287,27 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def config_of(options: argparse.Namespace, **changes: Any) -> Config:
     """The options that determine a run."""
-    chosen = {**vars(options), **changes}
+    chosen = {**vars(options), "weights": options.weights[0], **changes}
     return Config(**{field.name: chosen[field.name] for field in fields(Config)})
 
 
 def runs_of(options: argparse.Namespace) -> dict[Path, Config]:
     """Where each run keeps its checkpoints, and its configuration."""
+    seeds = options.seeds or [options.seed]
+    if options.several:
+        names = dict.fromkeys([FLOAT32, *options.weights])
+        return {
+            options.out / f"{name}-seed{seed}": config_of(
+                options, weights=name, seed=seed
+            )
+            for seed in seeds
+            for name in names
+        }
     if not options.compare:
         return {options.out: config_of(options)}
     return {
         options.out / f"{state}-seed{seed}": config_of(options, state=state, seed=seed)
-        for seed in options.seeds or [options.seed]
+        for seed in seeds
         for state in ("32bit", options.state)
     }
 
@@ -311,7 +343,8 @@ def main(argv: list[str]) -> int:
             command = shlex.join([sys.executable, sys.argv[0], *again])
             print(f"\nstopped at step {run.step}, saved in {out}; to go on:\n{command}")
             return 130
-        print(f"{config.state} state, seed {config.seed}: done, saved in {out}")
+        kind = f"{config.weights} weights, {config.state} state, seed {config.seed}"
+        print(f"{kind}: done, saved in {out}")
         report(run.history, text)
         histories.append(run.history)
     if options.compare:
@@ -319,6 +352,10 @@ def main(argv: list[str]) -> int:
         print_table(reference, other)
         draw(reference, other, text.unigram_entropy, options.out / "compare.png")
         print(f"drawn in {options.out / 'compare.png'}")
+    if options.several:
+        print_weights(histories)
+        draw_weights(histories, options.out / "weights.png")
+        print(f"drawn in {options.out / 'weights.png'}")
     return 0
 
 
