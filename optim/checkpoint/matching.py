@@ -17,6 +17,7 @@ from ..storage.table import table_of
 from .description import CheckpointError, flat, form
 from .files import Saved
 from .moves import Conversion, Move, fresh, loaded_as, shown, typed
+from .remainders import Remainders
 from .sources import (
     Source,
     below,
@@ -43,7 +44,11 @@ class Match:
         self._saved, self._target = saved, target
         self._partial, self._convert = partial, convert
         self._arrays = saved.arrays
-        self._octavo = octavo_sources(saved, verify) if target.states else []
+        looks = target.states or convert  # else a damaged state must not matter
+        self._octavo = octavo_sources(saved, verify) if looks else []
+        self._remainders = Remainders(
+            saved.folder, self._arrays, self._octavo, target, convert
+        )
         self._used: set[str] = set()
         self._moves: dict[tuple[str, ...], Move] = {}
         inside = {p for p in target.taken for s in target.states if below(p, s)}
@@ -54,6 +59,7 @@ class Match:
         for path, state in target.states.items():
             self._move_state(path, state)
         self._check_unused([])
+        self._remainders.warn_of_losses()
 
     def reads(self) -> dict[str, NamedSharding | None]:
         """The saved arrays that are needed, and where to load each."""
@@ -89,6 +95,10 @@ class Match:
             return
         got, (shape, want) = self._arrays[path], form(leaf)
         self._check_shape(path, shape, tuple(got.shape))
+        whole = self._remainders.masters(path, want)
+        if whole is not None:
+            self._take((goal,), *whole)
+            return
         # Whether a step is a number of Python or an array differs between trainers.
         counts = shape == () and {np.dtype(got.dtype).kind, want.kind} == {"i"}
         if got.dtype != want and not (counts or self._convert):
@@ -147,6 +157,10 @@ class Match:
                     goals = (*goals, join(path, scale_name(slot), leaf))
                 like = codes.leaves[i], None if scales is None else scales.leaves[i]
                 self._move_moment(source, goals, how[leaf], k, slot, leaf, like)
+        for goals, move in self._remainders.of_state(path, state, how):
+            for goal in goals:  # the parameter, too, if it is made of both
+                self._moves.pop((goal,), None)
+            self._take(goals, *move)
         for extra, leaf in flat(state.extra).items():
             goal, where = (join(x, "extra", extra) for x in (path, source.root))
             if extra.partition("/")[0] == "format":
@@ -277,8 +291,10 @@ class Match:
             )
         if exact:
             return exact[0]
-        leaves = state.codes(slots[0]).paths
-        other = fitting or optax_sources(self._arrays, slots, leaves, found)
+        other = fitting
+        if slots and not fitting:
+            leaves = state.codes(slots[0]).paths
+            other = optax_sources(self._arrays, slots, leaves, found)
         if self._convert and len(other) == 1:
             return other[0]
         if self._partial and not other:

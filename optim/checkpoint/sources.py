@@ -8,7 +8,7 @@ import numpy as np
 
 from octavo.pallas_kernels import Blocks, Float32, Storage, StoredSlot
 
-from ..storage.state import scale_name
+from ..storage.state import REMAINDER, scale_name
 from ..storage.table import read_table, slots_in
 from .files import Saved
 
@@ -64,7 +64,7 @@ def octavo_sources(saved: Saved, verify: bool) -> list[Source]:
     for root, path in tables.items():
         tag = path.rpartition("/")[2]
         slots = slots_in(tag)
-        first = join(root, slots[0])
+        first = join(root, slots[0] if slots else REMAINDER)
         leaves = [p[len(first) :].lstrip("/") for p in saved.arrays if below(p, first)]
         records = read_table(loaded[path], leaves, tag)
         sources.append(Source(root, slots, records, join(root, "count")))

@@ -113,7 +113,8 @@ def records_of(state: State, table: Any = None) -> dict[str, Storage]:
         raise ValueError(
             "a stack of states: give one, such as jax.tree.map(lambda x: x[0], states)"
         )
-    paths = state.codes(state.slots[0]).paths if state.slots else ()
+    first = state.codes(state.slots[0]) if state.slots else state.remainders
+    paths = () if first is None else first.paths
     return read_table(own if table is None else table, paths, tag)
 
 
