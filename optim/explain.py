@@ -21,6 +21,7 @@ class ExplanationRow:
       shape: its global shape.
       spec: how it is sharded; None where that is not known, or on one device.
       blocks: of its state.
+      weights: how a parameter of 16 bits is rounded: the option `weights`; else "".
       backend: what runs its step: `"tpu"`, `"triton"`, `"mosaic_gpu"`, `"xla"`, or
         `"none"`.
       why: the reason, if it is no kernel, and what to do where something can be done.
@@ -31,6 +32,7 @@ class ExplanationRow:
     shape: tuple[int, ...]
     spec: PartitionSpec | None
     blocks: str
+    weights: str
     backend: str
     why: str
     aligned: bool
@@ -46,11 +48,12 @@ class Explanation:
         from rich.console import Console
         from rich.table import Table
 
-        table = Table("leaf", "shape", "spec", "blocks", "backend", "why")
+        table = Table("leaf", "shape", "spec", "blocks", "weights", "backend", "why")
         for row in self.rows:
             shown = row.path or "(the parameters)"
             spec = "" if row.spec is None else str(tuple(row.spec))
-            table.add_row(shown, str(row.shape), spec, row.blocks, row.backend, row.why)
+            stored = (row.blocks, row.weights, row.backend, row.why)
+            table.add_row(shown, str(row.shape), spec, *stored)
         console = Console(width=140, color_system=None)
         with console.capture() as text:
             console.print(table)
@@ -112,6 +115,7 @@ def _row(work: Work, platform: str | None) -> ExplanationRow:
         storage.shape,
         None if work.sharding is None else work.sharding.spec,
         f"{size} along axis {axis}" if storage.quantized else "",
+        storage.weights or "",
         backend,
         why,
         aligned=not work.crosses_shards,

@@ -121,7 +121,7 @@ _NONE = (
 def _master(path: str, p: Any, remainder: Any) -> Any:
     if not has_16_bits(jnp.result_type(p)):
         return p
-    bits = {1: "remainder8", 2: "remainder16"}
+    bits: dict[int, Weights] = {1: "remainder8", 2: "remainder16"}
     # Where nothing is kept of a leaf, there are zeros of another shape, or of this one.
     if remainder is None or remainder.shape != jnp.shape(p):
         return jnp.asarray(p).astype(jnp.float32)

@@ -215,7 +215,7 @@ def check_weights(name: Any, path: str = "") -> None:
     """Raise ValueError unless it is a way to store parameters, or None."""
     if name is not None and not (isinstance(name, str) and name in WEIGHTS):
         raise ValueError(
-            f"unknown weights {name!r}{at(path)}; known are {_listed(WEIGHTS)}"
+            f"unknown weights {name!r}{at(path)}; known are {_listed({**WEIGHTS})}"
         )
 
 

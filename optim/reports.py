@@ -24,9 +24,9 @@ class MemoryRow:
       pattern: their path, with `*` for numbers.
       shape: of each leaf.
       count: number of leaves.
-      formats: of the slots, joined by `/`.
+      formats: of the slots, and of the remainder if there is one, joined by `/`.
       bytes: of their state, all leaves together.
-      bytes_32bit: what it would be with 4 bytes for each moment.
+      bytes_32bit: what it would be with 4 bytes for each moment, and no remainder.
     """
 
     pattern: str
@@ -131,6 +131,8 @@ def memory_report(tx: optax.GradientTransformation, params: Any) -> MemoryReport
         for path, record in records_of(one, table).items():
             pattern = re.sub(r"\d+", "*", path)
             formats = dict.fromkeys(_shown(slot) for slot in record.slots)
+            if record.has_remainder:
+                formats[str(record.weights)] = None
             key = pattern, record.shape, "/".join(formats)
             groups.setdefault(key, []).append(_sizes(one, record))
     rows = tuple(
@@ -164,6 +166,8 @@ def _sizes(state: State, record: Storage) -> tuple[int, int]:
         full += 4 * math.prod(record.shape if slot.shape is None else slot.shape)
         if scale_name(slot.name) in state._fields:
             stored += nbytes(record.scales(k))
+    if state.remainders is not None:
+        stored += nbytes(record.remainder)
     return stored, full
 
 

@@ -135,6 +135,7 @@ def wide(program: Program, leaf: Leaf, scalars: Scalars) -> Leaf:
     p = None if leaf.p is None else leaf.p.astype(dtype)
     storage, remainder = program.storage, leaf.remainder
     if remainder is not None:
+        assert p is not None and storage.weights is not None
         remainder = remainder.astype(jnp.int32)
         p = full(Stored(p, remainder), storage.dtype, storage.weights)
     return Leaf(

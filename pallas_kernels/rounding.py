@@ -95,8 +95,8 @@ def _window(bits: jax.Array, start: jax.Array | int, width: int) -> jax.Array:
     """So many bits from this one on."""
     if isinstance(start, int) and start + width == 32:
         return lax.shift_right_logical(bits, np.int32(start))
-    start = np.int32(start) if isinstance(start, int) else start
-    shift = jnp.broadcast_to(start, bits.shape)
+    first = np.int32(start) if isinstance(start, int) else start
+    shift = jnp.broadcast_to(first, bits.shape)
     return lax.shift_right_logical(bits, shift) & np.int32((1 << width) - 1)
 
 

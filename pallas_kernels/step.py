@@ -194,6 +194,7 @@ def moved(
         if program.in_place:
             return None, (tile.p + delta).astype(leaf.p.dtype), None
         return delta.astype(leaf.g.dtype), None, None
+    assert storage.weights is not None
     width = weights.noise_bits(storage.weights)
     old = weights.Stored(leaf.p.astype(jnp.float32), tile.remainder)
     p, remainder = weights.moved(

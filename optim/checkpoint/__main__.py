@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..reports import shown_size
-from ..storage.state import scale_name
+from ..storage.state import REMAINDER, scale_name
 from .files import Saved, open_saved
 from .sources import join
 
@@ -75,7 +75,22 @@ def _slots(saved: Saved, path: str, state: dict[str, Any]) -> Table:
                 shown_size(sum(column)) for column in zip(*sizes, strict=True)
             )
             table.add_row(slot, form, blocks, str(len(sizes)), stored, full)
+    _add_remainders(table, saved, path, state)
     return table
+
+
+def _add_remainders(
+    table: Table, saved: Saved, path: str, state: dict[str, Any]
+) -> None:
+    """Rows for what is kept of parameters of 16 bits."""
+    kinds: dict[str, list[int]] = {}
+    for leaf, how in state["leaves"].items():
+        if how.get("weights"):
+            size = _nbytes(saved.arrays.get(join(path, REMAINDER, leaf)))
+            kinds.setdefault(how["weights"], []).append(size)
+    for kind, sizes in kinds.items():
+        size = shown_size(sum(sizes))
+        table.add_row(REMAINDER, kind, "", str(len(sizes)), size, "")
 
 
 def _nbytes(x: Any) -> int:

@@ -83,6 +83,7 @@ def _state(state: State) -> dict[str, Any]:
                 "formats": [f.name for f in record.formats],
                 "block_size": record.blocks.size,
                 "block_axis": record.blocks.axis,
+                "weights": record.weights,
             }
             for path, record in records_of(state).items()
         },

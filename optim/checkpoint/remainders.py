@@ -73,11 +73,11 @@ class Remainders:
         if goal is not None and wanted is None:
             like = record.remainder
             yield (goal,), Move((), lambda: (jnp.zeros(like.shape, like.dtype),))
-        if wanted is not None and kept is not None:
-            if kept.weights == wanted and (saved == own or not restored):
-                assert goal is not None
-                yield (goal,), Move((kept.path,), lambda x: (x,))
-                return
+        same = kept is not None and kept.weights == wanted
+        if same and (saved == own or not restored):
+            assert goal is not None and kept is not None
+            yield (goal,), Move((kept.path,), lambda x: (x,))
+            return
         if wanted is None and (kept is None or own == jnp.float32):
             if restored and has_16_bits(own) and saved == jnp.float32:
                 self._note(_NONE, parameter)

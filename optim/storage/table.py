@@ -54,7 +54,7 @@ def tag_of(settings: Settings, slots: tuple[Slot, ...]) -> str:
     pairs = list(zip(names, formats, strict=True))
     if settings.keeps_remainders:
         by_path = settings.rounds_by_leaf
-        pairs.append((_WEIGHTS, _BY_PATH if by_path else settings.weights))
+        pairs.append((_WEIGHTS, _BY_PATH if by_path else str(settings.weights)))
     return ",".join(f"{name}={form}" for name, form in pairs)
 
 

@@ -20,7 +20,7 @@ from octavo.pallas_kernels.arithmetic import QUICK, using
 from octavo.pallas_kernels.backends.xla import random_of, random_of_blocks
 from octavo.pallas_kernels.layout import split
 from octavo.pallas_kernels.rounding import NEAREST
-from octavo.pallas_kernels.step import tile_step
+from octavo.pallas_kernels.step import Random, tile_step
 
 Moments: TypeAlias = tuple[jax.Array, ...]
 
@@ -121,12 +121,12 @@ def _stored(
     leaf: Leaf,
     moments: Moments,
     largest: Callable[[jax.Array], jax.Array],
-    random: Callable[[int], jax.Array] | None,
+    random: Random | None,
 ) -> Stored:
     """The library's own step of a tile, which only stores what it is given."""
 
-    def nearest(slot: int) -> Any:
-        del slot
+    def nearest(draw: Any) -> Any:
+        del draw
         return NEAREST
 
     with using(QUICK):

@@ -103,7 +103,8 @@ def part_of(
         shapes = [jnp.shape(trees[slot.name].leaves[i]) for slot in slots]
         fits = all(shape == related[path].shape for shape in shapes)
         other = unrelated[path]
-        records.append(related[path] if fits else _with_shapes(other, shapes))
+        record = related[path] if fits else _with_shapes(other, shapes)
+        records.append(replace(record, weights=None))  # it steps no parameters
     fields = fields_of([slot.name for slot in slots], quantizes(settings, slots))
     return Part(slots, fields, tag_of(settings, slots), trees, records)
 

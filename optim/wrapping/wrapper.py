@@ -154,7 +154,8 @@ def _stored(
     for key, part in parts.items():
         rows = enumerate(zip(part.paths, part.records, strict=True))
         args = ((i, path, record, None, None) for i, (path, record) in rows)
-        found[key] = [Stored(*flat[key].leaf(*x)[2:]) for x in args]
+        leaves = [flat[key].leaf(*x) for x in args]
+        found[key] = [Stored(leaf.codes, leaf.scales) for leaf in leaves]
     return found
 
 

@@ -68,7 +68,7 @@ def run(
 
 
 # v5e and v5p refine an exact reciprocal in ten operations. JAX 0.11 has moved it.
-_reciprocal = pltpu.reciprocal if hasattr(pltpu, "reciprocal") else pl.reciprocal
+_reciprocal: Any = getattr(pltpu, "reciprocal", None) or pl.reciprocal
 _HARDWARE = Arithmetic(lax.rsqrt, lambda x: _reciprocal(x, approx=True))
 
 
