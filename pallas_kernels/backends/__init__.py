@@ -2,7 +2,8 @@
 
 A kernel's backend is a module with `refuses(program)`: why it cannot take a leaf, from
 what is static alone, or None; and `run(program, leaf, scalars, noise, *, interpret)`,
-which does what the program says. XLA's refuses nothing.
+which does what the program says. XLA's refuses nothing. One that does not take all of
+`_DTYPES` says which in a `DTYPES` of its own.
 """
 
 import functools
@@ -77,16 +78,18 @@ def _refusal(name: str, program: Program, dtypes: Sequence[Any]) -> str | None:
     if name == "xla":
         return None
     storage = program.storage
-    if not all(jnp.dtype(dtype) in _KERNEL_DTYPES for dtype in dtypes):
-        return f"no kernel computes on {', '.join(str(d) for d in dtypes)}"
+    module = _module(name)
+    taken = getattr(module, "DTYPES", _DTYPES)
+    if not all(jnp.dtype(dtype) in taken for dtype in dtypes):
+        return f"its kernel does not take {', '.join(str(d) for d in dtypes)}"
     if storage.packed:
         return "several codes in one byte are left to XLA"
     if not storage.elementwise:
         return "slots of another shape than the parameter's are left to XLA"
-    return _module(name).refuses(program)
+    return module.refuses(program)
 
 
-_KERNEL_DTYPES = tuple(jnp.dtype(t) for t in (jnp.float32, jnp.bfloat16, jnp.float16))
+_DTYPES = tuple(jnp.dtype(t) for t in (jnp.float32, jnp.bfloat16, jnp.float16))
 
 
 def _module(name: str) -> ModuleType:

@@ -29,6 +29,10 @@ from ._memory import Tiling, tiling
 from ._slabs import Part, Slab
 
 
+# float16 has no vectors: "Invalid vector type for load" (libtpu 0.0.52).
+DTYPES = (jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16))
+
+
 def refuses(program: Program) -> str | None:
     """Why the kernel cannot take a leaf."""
     blocks = program.storage.blocks
