@@ -180,6 +180,8 @@ class Settings:
     @property
     def rounds_by_leaf(self) -> bool:
         """Whether the option `weights` may differ from leaf to leaf."""
+        if self.weights is None:
+            return False
         return callable(self.weights) or is_tree(self.weights)
 
     @property

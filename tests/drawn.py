@@ -11,6 +11,8 @@ import numpy as np
 from hypothesis import assume
 from hypothesis import strategies as st
 
+from octavo.pallas_kernels import WEIGHTS, has_16_bits
+
 from cases import FORMATS, RULES
 
 STEPS = 2
@@ -162,6 +164,16 @@ def tuples_of(values: Values) -> Values:
     return several
 
 
+def weights_of(types: Mapping[str, Any]) -> Values:
+    """By name; what is kept beside parameters of 16 bits only where all are such."""
+
+    def values(group: Sequence[str]) -> st.SearchStrategy[Any]:
+        short = group and all(has_16_bits(types[path]) for path in group)
+        return st.sampled_from([*WEIGHTS] if short else ["nearest", "stochastic", None])
+
+    return values
+
+
 def just(*values: Any) -> Values:
     """One of these, whatever the leaves."""
     return lambda group: st.sampled_from(values)
@@ -175,6 +187,7 @@ def options_of(
     case, written, said = RULES[rule], {}, {}
     leaves = dict(zip(paths_of(params), jax.tree.leaves(params), strict=True))
     ranks = {path: jnp.ndim(x) for path, x in leaves.items()}
+    types = {path: jnp.result_type(x) for path, x in leaves.items()}
     # A tuple of ints is one value: where parameters are a tuple it is no tree.
     tuples = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, tuple))
     plain = not any(isinstance(x, tuple) for x in tuples)
@@ -182,6 +195,7 @@ def options_of(
         "state": (states_of(rule), FORMS),
         "block_size": (just(8, 16, 32, 40, 128), FORMS),
         "backend": (just("xla", None), FORMS),
+        "weights": (weights_of(types), FORMS),
         "lr_scale": (just(1.0, 0.5, 0.0, 2, np.float32(0.25)), FORMS),
         "layer_axes": (
             tuples_of(axes_of(ranks, {})),
@@ -235,6 +249,7 @@ WRONG: dict[str, tuple[Any, ...]] = {
     "layer_axes": (5, -7, 0.5, "0", (0, 9), lambda path: "0", {"no": 0}),
     "min_quantized_size": ("4k", 1.5, True, _MANY),
     "seed": (0.5, "0", True, _MANY),
+    "weights": ("bf16", 8, {"no": "nearest"}, lambda path: "remainder4"),
     "backend": ("cuda", 3, {"no": "xla"}, lambda path: "gpu"),
     "lr_scale": _FACTORS,
     "weight_decay": _FACTORS,

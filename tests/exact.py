@@ -89,10 +89,11 @@ def expected(rule: str, leaf: LeafCase, factors: list[float]) -> list[Expected]:
     found, within, before = [], np.zeros(p.shape), p
     for t, new in enumerate(after):
         within = within + _OF_STEP * np.abs(new - before)
-        # Rounded once in float32, and once more where the leaf is stored in less. What
-        # is lost there goes on to the next step, which it changes by far less.
+        # Rounded once in float32, and once more, up or down, where it is stored in less.
+        # What is lost there goes on to the next step, which it changes by far less.
         size = np.maximum(np.abs(new), np.abs(before))
-        within = within + 2.0**-23 * size + 0.6 * float(kind.eps) * size
+        units = 0.6 if kind.bits == 32 else 1.0
+        within = within + 2.0**-23 * size + units * float(kind.eps) * size
         within = within + float(kind.smallest_subnormal)
         found.append(Expected(new, within + sum(abs(x[t] - new) for x in shaken)))
         before = new

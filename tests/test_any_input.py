@@ -176,8 +176,12 @@ def from_stored_moments(
             for trees in (stored, exact.trees)
         ]
         expect_promised(record, *pairs)
-    moments = jax.tree.map(lambda x, like: x.astype(like.dtype), stored, exact.trees)
-    p, _ = step(problem.grads[1], exact._replace(**moments), run.params[1])
+    like = {name: exact.trees[name] for name in stored}
+    moments = jax.tree.map(lambda x, like: x.astype(like.dtype), stored, like)
+    start = exact._replace(**moments)
+    if start.remainders is not None:
+        start = start._replace(remainder=run.states[1].remainder)
+    p, _ = step(problem.grads[1], start, run.params[1])
     found = []
     columns = map(jax.tree.leaves, (p, run.params[1], problem.grads[0]))
     for new, old, g, row in zip(*columns, within, strict=True):

@@ -202,7 +202,9 @@ def test_other_types_of_leaves(dtype: str) -> None:
     updates, state = tx.update(g, state, p)
     assert updates.dtype == jnp.dtype(dtype)
     expected = {"int32": 0, "float16": -0.1, "complex64": -0.1 - 0.1j}[dtype]
-    np.testing.assert_allclose(updates, expected, rtol=1e-3)
+    # float16 is rounded up or down at random: units are 2**-11 where it gets to.
+    within = 2.0**-11 if dtype == "float16" else 0.0
+    np.testing.assert_allclose(updates, expected, rtol=1e-6, atol=within)
 
 
 @pytest.mark.parametrize("name", ["count", "extra", "mu_scale", "second moment", "mu"])

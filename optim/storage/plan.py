@@ -72,7 +72,8 @@ def _weights(
         if settings.rounds_by_leaf and not short:
             _check_no_remainder(name, path, record)
         found.append(name if short and record.steps else None)
-    if settings.keeps_remainders and not settings.rounds_by_leaf and not any(found):
+    none = records and not any(has_16_bits(record.dtype) for record in records)
+    if settings.keeps_remainders and not settings.rounds_by_leaf and none:
         _check_no_remainder(settings.weights, tree.paths[0], records[0])
     return found
 

@@ -28,7 +28,6 @@ from ._call import Call
 from ._memory import Tiling, tiling
 from ._slabs import Part, Slab
 
-
 # float16 has no vectors: "Invalid vector type for load" (libtpu 0.0.52).
 DTYPES = (jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16))
 
