@@ -78,7 +78,11 @@ def full(stored: Stored, dtype: Any, weights: Weights) -> jax.Array:
     if stored.remainder is None:
         return stored.p
     below = stored.remainder << (_BITS - WEIGHTS[weights])
-    return _value(_units(stored.p, dtype) + below, dtype)
+    value = _value(_units(stored.p, dtype) + below, dtype)
+    if dtype == jnp.bfloat16:
+        return value
+    # Units are those of numbers; of bfloat16, of what is infinite or none, too.
+    return jnp.where(jnp.abs(stored.p) < jnp.inf, value, stored.p)
 
 
 def moved(

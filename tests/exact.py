@@ -89,7 +89,7 @@ def expected(rule: str, leaf: LeafCase, factors: list[float]) -> list[Expected]:
     found, within, before = [], np.zeros(p.shape), p
     for t, new in enumerate(after):
         within = within + _OF_STEP * np.abs(new - before)
-        # Rounded once in float32, and once more, up or down, where it is stored in less.
+        # Rounded once in float32, and once more, up or down, to what is stored in less.
         # What is lost there goes on to the next step, which it changes by far less.
         size = np.maximum(np.abs(new), np.abs(before))
         units = 0.6 if kind.bits == 32 else 1.0
