@@ -9,8 +9,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from .checks import check_learning_rate
-from .words import BETAS, OF_ARGS, SAME, STATES, TORCH_DEFAULTS, TORCH_WORDS, word_of
+from .checks import check_bool, check_learning_rate
+from .words import (
+    BETAS,
+    OF_ARGS,
+    ROUNDED,
+    SAME,
+    STATES,
+    TORCH_DEFAULTS,
+    TORCH_WORDS,
+    word_of,
+)
 
 
 @dataclass(frozen=True)
@@ -188,6 +197,9 @@ def _same(callee: Callee, word: str, value: Any) -> dict[str, Any]:
         if not _is(value, tuple(STATES)):
             raise ValueError(f"optim_bits={_text(value)} must be 8 or 32")
         return {} if value is None else {"state": STATES[value]}
+    if word == "bf16_stochastic_round":
+        check_bool(bf16_stochastic_round=value)
+        return {"weights": ROUNDED[bool(value)]}
     names = [name for name in BETAS if name in callee.known]
     if word != "betas" or not names:
         return {}

@@ -39,6 +39,7 @@ SAME = {
 }
 BETAS = ("b1", "b2", "b3")
 STATES = {8: "8bit", 32: "32bit"}
+ROUNDED = {True: "stochastic", False: "nearest"}  # of bfloat16, in torchao
 # Attributes of the object that bitsandbytes takes as `args`.
 OF_ARGS = ("optim_bits", "min_8bit_size", "max_unorm", "skip_zeros")
 
@@ -79,9 +80,6 @@ TORCH_WORDS: dict[str, Word] = {
     "is_paged": Word((False,), "there is no paged state yet"),
     "skip_zeros": Word(
         (False,), "values whose gradient is 0 take their steps like all others"
-    ),
-    "bf16_stochastic_round": Word(
-        (False,), "parameters are rounded to the nearest, only their state is not"
     ),
     "adam_w_mode": Word((True,), "the decay is part of LAMB's step, as published"),
     "momentum_decay": Word(

@@ -54,6 +54,17 @@ def test_step_is_one_kernel_in_place(
     assert len(re.findall(KERNEL[backend_of(target)], compiled.as_text())) >= 1
 
 
+@pytest.mark.parametrize("target", TARGETS)
+def test_weights_of_16_bits_are_rounded_in_place(target: str) -> None:
+    names = ("stochastic", "remainder8", "remainder16")
+    tree = {name: jax.ShapeDtypeStruct((1024, 512), jnp.bfloat16) for name in names}
+    backend = backend_of(target)
+    tx = optim.adamw(1e-3, weights=lambda path: path, backend=backend)
+    compiled = compiled_step(target, tx, tree, tree)
+    expect_in_place(compiled, smallest_leaf=1024 * 512)
+    assert len(re.findall(KERNEL[backend], compiled.as_text())) >= len(names)
+
+
 # Of every kind for all, and of the others for one TPU and the GPU.
 LOWERED = [
     (target, rule)

@@ -21,9 +21,14 @@ from static import CEILINGS, RULES, key, main, measure, versions
 HELD = {
     "v5e": ["adamw:float32"],
     "v5p": ["adamw:float32"],
-    "v6e": ["adamw:float32", "lamb:float32", "lars:float32"],
+    "v6e": [
+        "adamw:float32",
+        "lamb:float32",
+        "lars:float32",
+        "adamw-remainder8:bfloat16",
+    ],
     "tpu7x": ["adamw:float32"],
-    "sm_90": ["adamw:float32", "adamw:bfloat16"],
+    "sm_90": ["adamw:float32", "adamw:bfloat16", "adamw-remainder8:bfloat16"],
 }
 COUNTED = Path(__file__).with_name("counted.py")
 
@@ -61,6 +66,17 @@ def test_every_machine_has_ceilings_for_every_rule() -> None:
     for machine in MACHINES:
         rules = {name.split()[0] for name in recorded[machine]["ceilings"]}
         assert rules == set(RULES)
+
+
+@pytest.mark.parametrize("machine", [name for name in HELD if name != "sm_90"])
+def test_rounding_takes_at_most_four_bundles_more_than_to_the_nearest(
+    machine: str,
+) -> None:
+    """As recorded, each with 3 % of air."""
+    recorded = json.loads(CEILINGS.read_text())[machine]["ceilings"]
+    nearest = recorded["adamw-nearest step bfloat16"]
+    for name in ("adamw", "adamw-remainder8", "adamw-remainder16"):
+        assert recorded[f"{name} step bfloat16"] - nearest <= 4 * 1.03
 
 
 @pytest.mark.parametrize("machine", ["v6e", "tpu7x"])
