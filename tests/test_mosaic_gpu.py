@@ -51,6 +51,8 @@ LAYOUTS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "codes of 16 bits": ((128, 128), {"state": {"mu": "16bit", "nu": "8bit"}}),
     "bfloat16": ((128, 128), {"dtype": jnp.bfloat16}),
     "an update": ((128, 128), {"update": True}),
+    "remainders": ((128, 128), {"dtype": jnp.bfloat16, "weights": "remainder8"}),
+    "float16": ((128, 128), {"dtype": jnp.float16, "weights": "remainder16"}),
 }
 
 
@@ -59,18 +61,20 @@ def test_every_layout_equals_xla(layout: str, simulated: str) -> None:
     """Where one block does not take the last step."""
     shape, options = LAYOUTS[layout]
     dtype, update = options.get("dtype", jnp.float32), options.get("update", False)
-    options = {k: x for k, x in options.items() if k == "state"}
+    options = {k: x for k, x in options.items() if k in ("state", "weights")}
     p, (g, bad) = params_and_grads(shape, 2, dtype)
     bad = bad.reshape(-1).at[7].set(jnp.nan).reshape(shape)
-    leaves = []
+    leaves, remainders = [], []
     for backend in (simulated, "xla"):
         tx = optim.adamw(0.01, backend=backend, min_quantized_size=0, **options)
         step = jax.jit(tx.step)
         q, state = step(g, tx.init(p), p)
         out, state = (jax.jit(tx.update) if update else step)(bad, state, q)
         leaves.append(leaf_of(None if update else out, state, out if update else None))
+        remainders.append(getattr(state, "remainder", jnp.zeros(())))
     got, expected = leaves
     expect_equal_up_to_contraction(got, expected)
+    assert np.mean(np.asarray(remainders[0] != remainders[1])) < 1e-2
     moved = np.asarray(got.g != 0.0 if update else got.p != q)
     assert not moved.reshape(-1)[7]
     assert moved.mean() > (0.9 if dtype == jnp.float32 else 0.5)

@@ -13,8 +13,7 @@ from jax.sharding import NamedSharding
 from octavo import pallas_kernels as kernels
 from octavo.pallas_kernels import Program, Rule, Scalars, Storage
 
-from ..checks import check_not_negative
-from ..options import Settings, at, check_backend
+from ..options import Settings, check_backend
 from ..sharding.placement import everywhere, filled, placements
 from ..storage.plan import plan, quantizes
 from ..storage.state import (
@@ -27,8 +26,9 @@ from ..storage.state import (
     state_class,
 )
 from ..storage.table import table_of, tag_of
-from ..storage.tree import BACKENDS, BOOLS, NUMBERS, Leaves, per_leaf, spread
+from ..storage.tree import BACKENDS, BOOLS, Leaves, per_leaf, spread
 from .norms import HISTORY, no_norms, unlimited
+from .numbers import numbers
 from .operands import Operands, Step, operands
 from .tasks import Work, warn_of_crossing
 
@@ -241,10 +241,10 @@ class Optimizer:
         t = (count + 1).astype(jnp.float32)
         own = self.rule.scalars(t, rate, self.hyperparameters)
         factor = jnp.ones_like(rate) if self.rule.rate_first else rate
-        factors = _numbers("lr_scale", self.settings.lr_scale, tree, factor)
+        factors = numbers("lr_scale", self.settings.lr_scale, tree, factor)
         decays: list[Any] = [None] * len(work)
         if self.rule.decay is not None:
-            decays = _numbers("weight_decay", self.weight_decay, tree)
+            decays = numbers("weight_decay", self.weight_decay, tree)
         most = self.settings.grad_clip_value
         most = None if most is None else jnp.asarray(most, jnp.float32)
         rows = zip(work, factors, decays, strict=True)
@@ -264,27 +264,6 @@ def _values(record: Storage, i: int, g: Leaves, p: Leaves | None) -> tuple[Any, 
     """Gradient and parameter of leaf i, as arrays."""
     gradient = jnp.asarray(g.leaves[i]) if record.steps else g.leaves[i]
     return gradient, None if p is None else jnp.asarray(p.leaves[i])
-
-
-def _numbers(
-    name: str, value: Any, tree: Leaves, times: jax.Array | None = None
-) -> list[jax.Array]:
-    """The operand of each leaf; equal ones are one array, which leaves then share."""
-    made: dict[Any, jax.Array] = {}
-    found = []
-    for path, x in zip(tree.paths, per_leaf(name, value, tree, NUMBERS), strict=True):
-        key = x if isinstance(x, int | float) else id(x)
-        if key not in made:
-            check_not_negative(**{f"{name}{at(path)}": x})
-            number = jnp.asarray(x, jnp.float32)
-            made[key] = number if times is None else _product(times, number, x)
-        found.append(made[key])
-    return found
-
-
-def _product(times: jax.Array, number: jax.Array, x: Any) -> jax.Array:
-    """Without a product by the number 1."""
-    return times if isinstance(x, int | float) and x == 1 else times * number
 
 
 def _update(g: Any, record: Storage) -> Any:
