@@ -53,6 +53,11 @@ def rounded(x: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(cut, jnp.float32).astype(jnp.bfloat16)
 
 
+def waited(tree: Any) -> Any:
+    """Computed: on few cores, programs that reduce would wait for each other."""
+    return jax.block_until_ready(tree)
+
+
 def restored(folder: Path, run: optim.TrainState) -> optim.TrainState:
     """A run, saved and restored into a fresh one."""
     with ocp.CheckpointManager(folder) as manager:
@@ -100,8 +105,9 @@ def different(model: Model, rule: str, steps: int, folder: Path) -> dict[str, fl
     step, own = jax.jit(tx.step), jax.jit(lambda r, g: r.apply_gradients(grads=g))
     for t in range(steps):
         rows = model.batch(t)
-        wide, state = step(model.gradients(model.rounded(wide), rows), state, wide)
-        run = own(run, model.gradients(run.params, rows))
+        g = waited(model.gradients(waited(model.rounded(wide)), rows))
+        wide, state = waited(step(g, state, wide))
+        run = waited(own(run, waited(model.gradients(run.params, rows))))
         if t == steps // 2:
             run = restored(folder / rule, run)
     moments = {name: run.opt_state.trees[name] for name in state.trees}

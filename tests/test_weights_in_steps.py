@@ -196,6 +196,26 @@ def test_masters_come_from_parameters_and_remainders(weights: Any) -> None:
     jax.tree.map(np.testing.assert_array_equal, own.trees, state[0].trees)
 
 
+def test_norms_and_decay_take_the_full_value() -> None:
+    """Which differ from those of the rounded one by far more than float32's unit."""
+    rng = np.random.default_rng(0)
+    exact = np.float32(1 + rng.random((64, 128)) / 300)  # all of them are rounded to 1
+    short = jnp.asarray(exact, jnp.bfloat16)
+    tx = optim.lamb(0.1, weights="remainder16", weight_decay=0.5, record_norms=True)
+    params, state = optim.from_masters(tx.init(short), jnp.asarray(exact))
+    g = jnp.zeros_like(params)  # then LAMB's direction is the decay alone
+    params, state = jax.jit(tx.step)(g, state, params)
+    norm = np.linalg.norm(exact.astype(np.float64))
+    rounded = np.linalg.norm(np.asarray(short, np.float64))
+    assert abs(rounded / norm - 1) > 1e-3
+    recorded = optim.last_norms(state)[""]
+    assert recorded.parameter == pytest.approx(norm, rel=1e-6)
+    assert recorded.direction == pytest.approx(norm / 2, rel=1e-6)
+    # Its ratio is 2, and so the step a tenth of the weight.
+    after = np.asarray(optim.masters(state, params))
+    np.testing.assert_allclose(after, 0.9 * exact.astype(np.float64), rtol=1e-6)
+
+
 def test_remainders_are_reported() -> None:
     shapes = {"a": jax.ShapeDtypeStruct((1024, 1024), "bfloat16")}
     for weights, expected in (("stochastic", 0), ("remainder8", 1), ("remainder16", 2)):
