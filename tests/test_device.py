@@ -102,6 +102,16 @@ def test_every_type_of_weights_agrees_with_xla(rule: str, dtype: Any) -> None:
     expect_what_xla_gives(making(rule), kernel, p, grads)
 
 
+@pytest.mark.parametrize("weights", ["nearest", "remainder8", "remainder16"])
+@pytest.mark.parametrize("rule", ["adamw", *ADAPTING])
+def test_weights_agree_with_xla_however_they_are_rounded(
+    rule: str, weights: str
+) -> None:
+    p, grads = params_and_grads((1024, 512), steps=3, dtype=jnp.bfloat16)
+    kernel = KERNELS[jax.default_backend()]
+    expect_what_xla_gives(making(rule, weights=weights), kernel, p, grads)
+
+
 @pytest.mark.parametrize("rule", KINDS)
 def test_updates_agree_with_xla(rule: str) -> None:
     p, grads = params_and_grads((1024, 512), steps=3)
