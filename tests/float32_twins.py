@@ -80,17 +80,18 @@ class Model:
         mesh = jax.make_mesh((4, 2), ("d", "m"), axis_types=(AxisType.Auto,) * 2)
         self.where = placed(mesh, params)
         self.short = jax.device_put(jax.tree.map(rounded, params), self.where)
-        self.gradients = jax.jit(
-            jax.grad(lambda p, rows: loss_of(p, model.apply, rows)),
-            out_shardings=self.where,
+        self._gradients = jax.jit(
+            jax.grad(lambda p, rows: loss_of(p, model.apply, rows))
         )
         self.rounded = jax.jit(
             lambda tree: jax.tree.map(rounded, tree), out_shardings=self.where
         )
 
-    def batch(self, t: int) -> np.ndarray:
-        """Of one step."""
-        return batch_of(self.text, 0, t, 8, self.length)
+    def gradients(self, params: Any, t: int) -> Any:
+        """Of step t; on one device: the steps are what is to be sharded."""
+        rows = batch_of(self.text, 0, t, 8, self.length)
+        found = self._gradients(jax.device_put(params, jax.devices()[0]), rows)
+        return jax.device_put(found, self.where)
 
 
 def different(model: Model, rule: str, steps: int, folder: Path) -> dict[str, float]:
@@ -104,10 +105,9 @@ def different(model: Model, rule: str, steps: int, folder: Path) -> dict[str, fl
     run = optim.TrainState.create(apply_fn=None, params=model.short, tx=kept)
     step, own = jax.jit(tx.step), jax.jit(lambda r, g: r.apply_gradients(grads=g))
     for t in range(steps):
-        rows = model.batch(t)
-        g = waited(model.gradients(waited(model.rounded(wide)), rows))
+        g = waited(model.gradients(waited(model.rounded(wide)), t))
         wide, state = waited(step(g, state, wide))
-        run = waited(own(run, waited(model.gradients(run.params, rows))))
+        run = waited(own(run, waited(model.gradients(run.params, t))))
         if t == steps // 2:
             run = restored(folder / rule, run)
     moments = {name: run.opt_state.trees[name] for name in state.trees}
