@@ -171,7 +171,7 @@ def _step(
         Leaf(g, None, *state),
         Scalars(jnp.float32(-1.0), _Numbers(where.b1, where.b2, weight)),
         largest=lambda x: jnp.max(x, axis=0, keepdims=True),
-        random=lambda slot: values[slot],
+        random=lambda draw: values[draw.slot],
     )
     return State(new.codes, new.scales), new.g
 

@@ -99,7 +99,7 @@ def _stepped(case: Growing, state: Any, g: jax.Array, t: jax.Array, noise: Any) 
         Leaf(g, jnp.zeros_like(g), *state),
         scalars,
         largest=lambda x: jnp.max(x, axis=0, keepdims=True),
-        random=lambda slot: noise[slot],
+        random=lambda draw: noise[draw.slot],
     )
     return new.codes, new.scales
 
