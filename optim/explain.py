@@ -48,12 +48,14 @@ class Explanation:
         from rich.console import Console
         from rich.table import Table
 
-        table = Table("leaf", "shape", "spec", "blocks", "weights", "backend", "why")
+        short = any(row.weights for row in self.rows)  # else there is nothing to show
+        columns = ("weights", "backend", "why") if short else ("backend", "why")
+        table = Table("leaf", "shape", "spec", "blocks", *columns)
         for row in self.rows:
             shown = row.path or "(the parameters)"
             spec = "" if row.spec is None else str(tuple(row.spec))
-            stored = (row.blocks, row.weights, row.backend, row.why)
-            table.add_row(shown, str(row.shape), spec, *stored)
+            last = (getattr(row, name) for name in ("blocks", *columns))
+            table.add_row(shown, str(row.shape), spec, *last)
         console = Console(width=140, color_system=None)
         with console.capture() as text:
             console.print(table)

@@ -176,6 +176,21 @@ def test_compare_draws_and_prints(environment: dict[str, str], tmp_path: Path) -
     assert float(sizes[1]) < 8
 
 
+def test_weights_are_compared_with_float32(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    names = ["nearest", "remainder8"]
+    printed = run(command(*TINY, "--out", tmp_path, "--weights", *names), environment)
+    assert (tmp_path / "weights.png").read_bytes().startswith(b"\x89PNG")
+    losses = r"│ +\d\.\d{4} │ +\d\.\d{4} │ +[+-]\d\.\d{4} │ +"
+    sizes = {"float32": "4.00 + 4.00 + 4.08 = 12.08"}
+    sizes |= {"nearest": "2.00 + 2.00 + 4.08 = 8.08"}
+    sizes |= {"remainder8": "2.00 + 2.00 + 5.08 = 9.08"}
+    for name, size in sizes.items():
+        assert re.search(rf"│ {name} +{losses}{re.escape(size)} │", printed), printed
+    assert "Spread of float32 over 1 seeds" in printed
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -187,7 +202,9 @@ def test_compare_draws_and_prints(environment: dict[str, str], tmp_path: Path) -
         ("--width 30", "--width must be a multiple of 2"),
         ("--resume --out does/not/exist", "there is no does/not/exist"),
         ("--compare --state 32bit", "--compare compares --state with 32bit"),
-        ("--seeds 0 1", "--seeds is for --compare"),
+        ("--seeds 0 1", "--seeds is for comparisons"),
+        ("--compare --weights nearest", "--weights A B compares weights"),
+        ("--weights nearby", r"invalid choice: 'nearby' \(choose from .*stochastic"),
     ],
 )
 def test_bad_arguments(
