@@ -82,8 +82,7 @@ def draw(
 
 def _draw_losses(ax: Axes, histories: Sequence[History], color: str) -> None:
     name, under = histories[0].state, color == COLORS[0]
-    train = np.array([smoothed(history) for history in histories])
-    steps = np.arange(train.shape[1]) + len(histories[0].train) - train.shape[1] + 1
+    steps, train = curves(histories)
     # The curves may coincide: the first is broad and pale, to be seen under the second.
     style = {"lw": 4, "alpha": 0.4} if under else {"lw": 1}
     ax.plot(steps, train.mean(0), color=color, label=f"{name}, train", **style)
@@ -97,6 +96,13 @@ def _draw_losses(ax: Axes, histories: Sequence[History], color: str) -> None:
     label = f"{name}, held out: {losses[-1]:.3f} at the end"
     marker = {"marker": "o", "ms": 9, "mfc": "none"} if under else {"marker": "x"}
     ax.plot(at, losses, color=color, ls="none", mew=1.5, label=label, **marker)
+
+
+def curves(histories: Sequence[History]) -> tuple[np.ndarray, np.ndarray]:
+    """Steps, and the smoothed training losses (runs, steps)."""
+    train = np.array([smoothed(history) for history in histories])
+    steps = np.arange(train.shape[1]) + len(histories[0].train) - train.shape[1] + 1
+    return steps, train
 
 
 def smoothed(history: History) -> np.ndarray:

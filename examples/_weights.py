@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from _compare import History, smoothed
+from _compare import History, curves
 from matplotlib import pyplot as plt
 from rich.console import Console
 from rich.table import Table
@@ -50,8 +50,7 @@ def draw_weights(histories: Sequence[History], path: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
     base = None
     for (name, runs), color in zip(kinds.items(), COLORS, strict=False):
-        losses = np.array([smoothed(h) for h in runs])
-        steps = np.arange(losses.shape[1]) + len(runs[0].train) - losses.shape[1] + 1
+        steps, losses = curves(runs)
         base = losses if base is None else base
         label = f"{name}: {np.mean([h.final for h in runs]):.4f}"
         left.plot(steps, losses.mean(0), color=color, lw=1.2, label=label)

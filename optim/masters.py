@@ -5,7 +5,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from octavo.pallas_kernels import Stored, Weights, full, has_16_bits, noise_bits, split
+from octavo.pallas_kernels import (
+    Stored,
+    Weights,
+    full,
+    has_16_bits,
+    keeping,
+    noise_bits,
+    remainder_dtype,
+    split,
+)
 
 from .convert import freed, mesh_of
 from .storage.state import REMAINDER, State, states_in
@@ -50,7 +59,7 @@ def masters(state: Any, params: Any) -> Any:
             "parameters: give those that were stepped with it"
         )
     pairs = zip(tree.paths, tree.leaves, strict=True)
-    return tree.replaced([_master(path, p, remainders.get(path)) for path, p in pairs])
+    return tree.replaced([_master(p, remainders.get(path)) for path, p in pairs])
 
 
 def from_masters(state: State, weights: Any) -> tuple[Any, State]:
@@ -118,14 +127,13 @@ _NONE = (
 )
 
 
-def _master(path: str, p: Any, remainder: Any) -> Any:
+def _master(p: Any, remainder: Any) -> Any:
     if not has_16_bits(jnp.result_type(p)):
         return p
-    bits: dict[int, Weights] = {1: "remainder8", 2: "remainder16"}
     # Where nothing is kept of a leaf, there are zeros of another shape, or of this one.
     if remainder is None or remainder.shape != jnp.shape(p):
         return jnp.asarray(p).astype(jnp.float32)
-    return whole(p, remainder, bits[remainder.dtype.itemsize])
+    return whole(p, remainder, keeping(remainder.dtype.itemsize))
 
 
 def whole(p: Any, remainder: Any, weights: Weights) -> jax.Array:
@@ -141,8 +149,8 @@ def in_parts(x: jax.Array, dtype: Any, weights: Weights) -> tuple[jax.Array, jax
     half = (1 << noise_bits(weights)) >> 1
     stored = split(jnp.clip(x, -largest, largest), dtype, weights, half)
     assert stored.remainder is not None
-    bits = {"remainder8": jnp.int8, "remainder16": jnp.int16}[weights]
-    return stored.p.astype(dtype), stored.remainder.astype(bits)
+    kept = stored.remainder.astype(remainder_dtype(weights))
+    return stored.p.astype(dtype), kept
 
 
 _split = jax.jit(in_parts, static_argnums=(1, 2))

@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import wraps
 from typing import Any, TypeAlias, TypedDict, TypeVar, cast
@@ -144,13 +144,13 @@ class Settings:
                 )
         given = {name: value for name, value in options.items() if value is not None}
         settings = cls(**given)  # type: ignore[arg-type]
-        if not callable(settings.backend) and not is_tree(settings.backend):
+        if not is_by_leaf(settings.backend):
             check_backend(settings.backend)
         if not settings.state_by_leaf(slots):
             formats_of(settings.state, slots)
-        if not callable(settings.weights) and not is_tree(settings.weights):
+        if not is_by_leaf(settings.weights):
             check_weights(settings.weights)
-        if not callable(settings.block_size) and not is_tree(settings.block_size):
+        if not is_by_leaf(settings.block_size):
             check_block_size(settings.block_size, "")
         if is_number(settings.lr_scale):
             check_not_negative(lr_scale=settings.lr_scale)
@@ -180,9 +180,7 @@ class Settings:
     @property
     def rounds_by_leaf(self) -> bool:
         """Whether the option `weights` may differ from leaf to leaf."""
-        if self.weights is None:
-            return False
-        return callable(self.weights) or is_tree(self.weights)
+        return is_by_leaf(self.weights)
 
     @property
     def keeps_remainders(self) -> bool:
@@ -206,19 +204,19 @@ def is_state(value: Any, slots: tuple[Slot, ...]) -> bool:
 
 def check_backend(name: Any, path: str = "") -> None:
     """Raise ValueError unless it is one, or None."""
-    if name is not None and not (isinstance(name, str) and name in BACKENDS):
-        raise ValueError(
-            f"unknown backend {name!r}{at(path)}; known are {_listed(BACKENDS)}, "
-            "or None for the best one"
-        )
+    if name is not None:
+        _check_name("backend", name, BACKENDS, path, ", or None for the best one")
 
 
 def check_weights(name: Any, path: str = "") -> None:
     """Raise ValueError unless it is a way to store parameters, or None."""
-    if name is not None and not (isinstance(name, str) and name in WEIGHTS):
-        raise ValueError(
-            f"unknown weights {name!r}{at(path)}; known are {_listed({**WEIGHTS})}"
-        )
+    if name is not None:
+        _check_name("weights", name, WEIGHTS, path)
+
+
+def is_by_leaf(value: Any) -> bool:
+    """Whether an option may differ from leaf to leaf: a function, or a tree."""
+    return callable(value) or (value is not None and is_tree(value))
 
 
 def is_tree(value: Any) -> bool:
@@ -279,10 +277,16 @@ def at(path: str) -> str:
 
 
 def _check_format(name: Any, path: str) -> None:
-    if not (isinstance(name, str) and name in FORMATS):
-        raise ValueError(
-            f"unknown state format {name!r}{at(path)}; known are {_listed(FORMATS)}"
-        )
+    _check_name("state format", name, FORMATS, path)
+
+
+def _check_name(
+    what: str, name: Any, known: Iterable[str], path: str, more: str = ""
+) -> None:
+    """Raise ValueError unless a name is known."""
+    if not (isinstance(name, str) and name in known):
+        listed = ", ".join(repr(x) for x in known)
+        raise ValueError(f"unknown {what} {name!r}{at(path)}; known are {listed}{more}")
 
 
 def _check_percentile(percentile: Any) -> None:
@@ -291,10 +295,6 @@ def _check_percentile(percentile: Any) -> None:
         raise ValueError(
             f"percentile_clipping={percentile} must be from 1 to 100 (100: no clipping)"
         )
-
-
-def _listed(names: Mapping[str, Any]) -> str:
-    return ", ".join(repr(name) for name in names)
 
 
 def with_options(optimizer: _F) -> _F:

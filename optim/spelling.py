@@ -197,7 +197,7 @@ def _same(callee: Callee, word: str, value: Any) -> dict[str, Any]:
         if not _is(value, tuple(STATES)):
             raise ValueError(f"optim_bits={_text(value)} must be 8 or 32")
         return {} if value is None else {"state": STATES[value]}
-    if word == "bf16_stochastic_round":
+    if word == "bf16_stochastic_round" and value is not None:
         check_bool(bf16_stochastic_round=value)
         return {"weights": ROUNDED[bool(value)]}
     names = [name for name in BETAS if name in callee.known]

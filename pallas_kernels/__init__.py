@@ -35,6 +35,7 @@ from .weights import Stored as Stored
 from .weights import Weights as Weights
 from .weights import full as full
 from .weights import has_16_bits as has_16_bits
+from .weights import keeping as keeping
 from .weights import noise_bits as noise_bits
 from .weights import remainder_dtype as remainder_dtype
 from .weights import split as split

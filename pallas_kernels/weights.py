@@ -65,6 +65,16 @@ def remainder_dtype(weights: Weights | None) -> np.dtype[Any] | None:
     return np.dtype(f"int{WEIGHTS[weights]}")
 
 
+def keeping(kept: int) -> Weights:
+    """The name by which so many bytes are kept beside each parameter.
+
+    Raises:
+      KeyError: if there is none.
+    """
+    names: dict[int, Weights] = {bits // 8: x for x, bits in WEIGHTS.items() if bits}
+    return names[kept]
+
+
 def noise_bits(weights: Weights) -> int:
     """Of random bits that a parameter takes in a step: those that are not kept."""
     return 0 if weights == "nearest" else _BITS - WEIGHTS[weights]

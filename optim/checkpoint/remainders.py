@@ -58,8 +58,9 @@ class Remainders:
         self, path: str, state: State, how: Mapping[str, Storage]
     ) -> Iterator[tuple[tuple[str, ...], Move]]:
         """For the leaves of a state, what is to be made, and how."""
+        has_tree = state.remainders is not None
         for leaf, record in how.items():
-            goal = join(path, REMAINDER, leaf) if state.remainders else None
+            goal = join(path, REMAINDER, leaf) if has_tree else None
             yield from self._of_leaf(leaf, record, goal)
 
     def _of_leaf(
@@ -71,8 +72,7 @@ class Remainders:
         own = _dtype(self._leaves.get(parameter))
         restored = parameter in self._taken and saved is not None
         if goal is not None and wanted is None:
-            like = record.remainder
-            yield (goal,), Move((), lambda: (jnp.zeros(like.shape, like.dtype),))
+            yield (goal,), _zeros(record)
         same = kept is not None and kept.weights == wanted
         if same and (saved == own or not restored):
             assert goal is not None and kept is not None
@@ -94,7 +94,7 @@ class Remainders:
                     f"{self._folder}: the remainder of {parameter!r} is converted with "
                     "the parameter: restore params, too"
                 )
-            yield (goal,), Move((), lambda: (jnp.zeros(record.shape, _int(wanted)),))
+            yield (goal,), _zeros(record)
             return
         finer = saved == jnp.float32 or (kept and kept.weights == "remainder16")
         if wanted == "remainder8" and finer:
@@ -161,13 +161,13 @@ def _dtype(x: Any) -> Any:
     return None if x is None else jnp.dtype(x.dtype)
 
 
-def _int(weights: Weights) -> Any:
-    return {"remainder8": jnp.int8, "remainder16": jnp.int16}[weights]
+def _zeros(record: Storage) -> Move:
+    """A remainder that starts anew, or an entry where there is none."""
+    like = record.remainder
+    return Move((), lambda: (jnp.zeros(like.shape, like.dtype),))
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _whole(p: jax.Array, remainder: jax.Array, weights: Weights) -> jax.Array:
-    return whole(p, remainder, weights)
+_whole = jax.jit(whole, static_argnums=2)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

@@ -26,7 +26,7 @@ from ..storage.state import (
     state_class,
 )
 from ..storage.table import table_of, tag_of
-from ..storage.tree import BACKENDS, BOOLS, Leaves, per_leaf, spread
+from ..storage.tree import BOOLS, NAMES, Leaves, per_leaf, spread
 from .norms import HISTORY, no_norms, unlimited
 from .numbers import numbers
 from .operands import Operands, Step, operands
@@ -200,7 +200,7 @@ class Optimizer:
     ) -> list[Work]:
         """What a step has to do for each leaf: static, without its arrays."""
         rules = self._rules(records, params, tree)
-        backends = per_leaf("backend", self.settings.backend, tree, BACKENDS)
+        backends = per_leaf("backend", self.settings.backend, tree, NAMES)
         for path, backend in zip(tree.paths, backends, strict=True):
             check_backend(backend, path)
         rows = zip(tree.paths, rules, records, where, dtypes, backends, strict=True)

@@ -22,7 +22,7 @@ from octavo.pallas_kernels import (
 
 from ..checks import check_block_size, check_int
 from ..options import Settings, at, check_weights, formats_of, is_state
-from .tree import AXES, AXIS, SIZES, WEIGHTS, Kind, Leaves, per_leaf
+from .tree import AXES, AXIS, NAMES, SIZES, Kind, Leaves, per_leaf
 
 DEFAULT_WEIGHTS: Weights = "stochastic"
 
@@ -63,7 +63,7 @@ def _weights(
     settings: Settings, tree: Leaves, records: list[Storage]
 ) -> list[Weights | None]:
     """How the parameter of each leaf is stored; None where there is no choice."""
-    given = per_leaf("weights", settings.weights, tree, WEIGHTS)
+    given = per_leaf("weights", settings.weights, tree, NAMES)
     found: list[Weights | None] = []
     for path, name, record in zip(tree.paths, given, records, strict=True):
         check_weights(name, path)
@@ -72,7 +72,7 @@ def _weights(
         if settings.rounds_by_leaf and not short:
             _check_no_remainder(name, path, record)
         found.append(name if short and record.steps else None)
-    none = records and not any(has_16_bits(record.dtype) for record in records)
+    none = not any(has_16_bits(record.dtype) for record in records)
     if settings.keeps_remainders and not settings.rounds_by_leaf and none:
         _check_no_remainder(settings.weights, tree.paths[0], records[0])
     return found

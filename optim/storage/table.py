@@ -19,12 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from octavo.pallas_kernels import (
-    WEIGHTS,
     Blocks,
     InOptax,
     Slot,
     Storage,
     StoredSlot,
+    keeping,
     numbered,
 )
 
@@ -40,7 +40,6 @@ _DTYPES = (
     *("bool", "int4", "uint4", "int2", "uint2"),
 )
 _KEPT = 256  # in the first column, for each byte of a remainder
-_WEIGHTS_OF = {0: None, 1: "remainder8", 2: "remainder16"}
 _IN_OPTAX: tuple[InOptax, ...] = ("same", "negated", "root")
 
 
@@ -87,7 +86,7 @@ def _row(record: Storage, rank: int) -> list[int]:
     axis = record.blocks.axis
     named = has_own_moments(record.dtype) or record.has_remainder
     dtype = record.dtype.name if named else "float32"
-    kept = WEIGHTS[record.weights] // 8 if record.weights else 0
+    kept = record.remainder.dtype.itemsize if record.has_remainder else 0
     row = [_DTYPES.index(dtype) + _KEPT * kept, *listed(record.shape)]
     row += [record.blocks.size, -1 if axis is None else axis]
     for slot in record.slots:
@@ -175,4 +174,5 @@ def _record(row: Iterator[int], rank: int, slots: Sequence[str]) -> Storage:
         of = moment_dtype(form, dtype)
         stored.append(StoredSlot(name, form, of, initial, shape(), in_optax, reference))
     blocks = Blocks(whole, None if axis < 0 else axis, size)
-    return Storage(dtype, blocks, tuple(stored), _WEIGHTS_OF[kept])
+    weights = keeping(kept) if kept else None
+    return Storage(dtype, blocks, tuple(stored), weights)

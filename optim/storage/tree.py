@@ -45,8 +45,7 @@ NUMBERS = Kind(is_number, "numbers")
 # Checked leaf by leaf, with better errors.
 SIZES = Kind(lambda x: not is_tree(x), "ints")
 AXIS = Kind(lambda x: x is None or not is_tree(x), "ints, or None")
-BACKENDS = Kind(lambda x: x is None or isinstance(x, str), "names, or None")
-WEIGHTS = Kind(lambda x: x is None or isinstance(x, str), "names, or None")
+NAMES = Kind(lambda x: x is None or isinstance(x, str), "names, or None")
 BOOLS = Kind(lambda x: isinstance(x, bool | np.bool_), "bools")
 AXES = Kind(
     lambda x: x is None or isinstance(x, int | np.integer) or _is_axes(x),

@@ -104,7 +104,8 @@ def _step_tile(
     rows: list[Leaf] = []
     results: list[tuple[Any, Any, Any]] = []
     new: list[Advanced] = []
-    for k in range(tile.tiling.slabs):
+    randoms = [hashes.of_slab(k) for k in range(tile.tiling.slabs)]
+    for k, random in enumerate(randoms):
         at = tile.slab(k)
         row = _load(_values(source), at)
         broad = wide(program, row, numbers)
@@ -112,7 +113,6 @@ def _step_tile(
         new.append(advance(program, broad, numbers, at.exist, decoding))
         # Before it is known whether the block is kept: what p is made of would take two
         # registers for each row, and it takes one.
-        random = hashes.of_slab(k)
         results.append(moved(program, row, broad, new[k], numbers, random, None))
     settled = settle(
         program,
@@ -132,8 +132,8 @@ def _step_tile(
         else:
             update = jnp.where(settled.keep, g, -0.0)
             _store(target.g, update, tile.slab(k), tile.exists)
-    for k, row in enumerate(rows):
-        random, broad = hashes.of_slab(k), wide(program, row, numbers)
+    for k, (row, random) in enumerate(zip(rows, randoms, strict=True)):
+        broad = wide(program, row, numbers)
         codes = new_codes(program, row, broad, new[k], settled, random, None)
         _store(target.codes, codes, tile.slab(k), keep)
 
