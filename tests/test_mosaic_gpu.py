@@ -19,6 +19,7 @@ from octavo.pallas_kernels import BACKENDS, PLATFORMS
 from octavo.pallas_kernels.backends import mosaic_gpu, xla
 from octavo.pallas_kernels.layout import blocks_of
 from octavo.pallas_kernels.program import Noise
+from octavo.pallas_kernels.rounding import Draw
 
 import kernels
 from aot import compile_for
@@ -88,13 +89,13 @@ def test_random_bits_of_shards_are_those_of_xla(parts: tuple[int, ...]) -> None:
     noise = Noise(jnp.int32(3), jnp.int32(5), jnp.int32(2**31 - 7))
     of_xla = xla.random_of_blocks(noise, shard)
     rows, inner = math.prod(shape[:1]) * shard.count, math.prod(shape[2:])
-    for slot in range(2):
-        expected = of_xla(slot).reshape(rows, shard.size, inner)
+    for draw in (Draw(0), Draw(1), Draw(None, 8)):
+        expected = of_xla(draw).reshape(rows, shard.size, inner)
         for down in (0, 1, rows - 1):
             across = inner - 128 + jnp.arange(128)
             bits = mosaic_gpu._hashes(shard, noise, jnp.int32(down), across)
             for k in range(shard.size):
-                found = mosaic_gpu._random(bits[k % len(bits)], k // len(bits))(slot)
+                found = mosaic_gpu._random(bits[k % len(bits)], k // len(bits))(draw)
                 np.testing.assert_array_equal(found, expected[down, k, -128:])
 
 
