@@ -3,6 +3,9 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from .accumulate import Accumulated as Accumulated
+from .accumulate import AccumulateState as AccumulateState
+from .accumulate import accumulate as accumulate
 from .adagrad import adagrad as adagrad
 from .adam import adam as adam
 from .adam import adamw as adamw
@@ -31,7 +34,7 @@ from .reports import MemoryReport as MemoryReport
 from .reports import memory_report as memory_report
 from .rmsprop import rmsprop as rmsprop
 from .sgd import sgd as sgd
-from .sharding.placement import state_sharding as state_sharding
+from .sharding.states import state_sharding as state_sharding
 from .spelling import absent as _absent
 from .stepping.norms import LayerNorms as LayerNorms
 from .stepping.norms import last_norms as last_norms

@@ -110,6 +110,13 @@ def check_block_size(size: Any, where: str) -> None:
         )
 
 
+def check_shards(count: Any, where: str) -> None:
+    """Raise ValueError unless it is a number of shards; `where` follows its name."""
+    check_int(f"min_shards{where}", count)
+    if count < 1:
+        raise ValueError(f"min_shards{where}={count} must be 1 or more")
+
+
 _LIBRARIES = ("octavo", "jax", "optax", "flax", "functools", "contextlib", "chex")
 _given: set[str] = set()
 

@@ -6,7 +6,8 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec
 
-from .sharding.placement import abstract, full, placements
+from .sharding.finer import with_states
+from .sharding.placement import abstract, full
 from .stepping.tasks import Work, task_of
 from .stepping.transformation import Transformation
 from .storage.tree import Leaves
@@ -20,6 +21,7 @@ class ExplanationRow:
       path: of the parameter.
       shape: its global shape.
       spec: how it is sharded; None where that is not known, or on one device.
+      state_spec: how its state is sharded.
       blocks: of its state.
       weights: how a parameter of 16 bits is rounded: the option `weights`; else "".
       backend: what runs its step: `"tpu"`, `"triton"`, `"mosaic_gpu"`, `"xla"`, or
@@ -31,6 +33,7 @@ class ExplanationRow:
     path: str
     shape: tuple[int, ...]
     spec: PartitionSpec | None
+    state_spec: PartitionSpec | None
     blocks: str
     weights: str
     backend: str
@@ -48,18 +51,27 @@ class Explanation:
         from rich.console import Console
         from rich.table import Table
 
-        short = any(row.weights for row in self.rows)  # else there is nothing to show
-        columns = ("weights", "backend", "why") if short else ("backend", "why")
-        table = Table("leaf", "shape", "spec", "blocks", *columns)
+        # Where nothing is to be shown, there is no column.
+        finer = any(row.spec != row.state_spec for row in self.rows)
+        short = any(row.weights for row in self.rows)
+        columns = ["spec", *["state_spec"] * finer, "blocks", *["weights"] * short]
+        columns += ["backend", "why"]
+        titles = (name.replace("state_spec", "spec of state") for name in columns)
+        table = Table("leaf", "shape", *titles)
         for row in self.rows:
             shown = row.path or "(the parameters)"
-            spec = "" if row.spec is None else str(tuple(row.spec))
-            last = (getattr(row, name) for name in ("blocks", *columns))
-            table.add_row(shown, str(row.shape), spec, *last)
+            cells = (_shown(getattr(row, name)) for name in columns)
+            table.add_row(shown, str(row.shape), *cells)
         console = Console(width=140, color_system=None)
         with console.capture() as text:
             console.print(table)
         return text.get().rstrip()
+
+
+def _shown(value: str | PartitionSpec | None) -> str:
+    if isinstance(value, str):
+        return value
+    return "" if value is None else str(tuple(value))
 
 
 def explain(
@@ -95,9 +107,10 @@ def explain(
     optimizer = tx.optimizer
     tree = Leaves.of(params)
     if shardings is None:
-        where = placements(optimizer.settings.sharding, tree)
+        where = optimizer.places(tree)
     else:
-        where = full(shardings, tree)
+        given = full(shardings, tree)
+        where = with_states(given, optimizer.settings.state_sharding, tree)
     shapes = jax.tree.map(abstract, params)
     records = optimizer.records(Leaves.of(shapes))
     dtypes = [(record.dtype,) for record in records]
@@ -112,10 +125,12 @@ def _row(work: Work, platform: str | None) -> ExplanationRow:
         task, why = task_of(work, platform)
         backend = task.backend
     size, axis = storage.blocks.size, storage.blocks.axis
+    spec = None if work.sharding is None else work.sharding.spec
     return ExplanationRow(
         work.path,
         storage.shape,
-        None if work.sharding is None else work.sharding.spec,
+        spec if work.home is None else work.home.spec,
+        spec,
         f"{size} along axis {axis}" if storage.quantized else "",
         storage.weights or "",
         backend,

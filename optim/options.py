@@ -17,6 +17,7 @@ from .checks import (
     check_int,
     check_not_negative,
     check_positive,
+    check_shards,
     is_number,
 )
 from .spelling import Callee, translated
@@ -53,6 +54,11 @@ class Options(TypedDict, total=False):
         of an int8 tile on TPU.
       block_axis: the axis along which blocks run, per leaf. Default None: the longest
         one other than the last.
+      min_shards: blocks fit into as many shards of the blocked axis, and into fewer, per
+        leaf: 4096 rows over 256 devices are shards of 16 rows, and take blocks of 16.
+        The most that any mesh will have; so the numbers do not depend on the one at
+        hand. Or the counts of mesh axes, `{"fsdp": 256, "tensor": 8}`, where `sharding`
+        says which of them partition a leaf. Default 1. See `docs/sharding.md`.
       layer_axes: axes along which leaves stack layers, as scan over layers does: an
         int or a tuple of them, per leaf; None: the leaf is one layer. Each layer has
         norms and a ratio of its own, and no block spans two.
@@ -76,9 +82,15 @@ class Options(TypedDict, total=False):
         others take a second pass over their state. Default False.
       sharding: of the parameters: a tree of `NamedSharding` like them, as
         `jax.tree.map(lambda p: p.sharding, params)` gives (or a prefix; or
-        PartitionSpecs, within `jax.set_mesh`). Default None: it is read off the types
-        of the arrays where the mesh has explicit axes, as `jax.make_mesh` gives it; on
-        several devices with other axes, the step is left to XLA.
+        PartitionSpecs, within `jax.set_mesh`; or a function of the leaf's path, which
+        may name what is known only when a step is traced). `tx.bind(params)` sets it.
+        Default None: it is read off the types of the arrays where the mesh has explicit
+        axes, as `jax.make_mesh` gives it; on several devices with other axes, the step
+        is left to XLA.
+      state_sharding: of the state, where it is partitioned further than the parameters
+        (ZeRO-1): the mesh axis, or a tuple of them, over which it is partitioned, too,
+        `"data"`; or shardings, as for `sharding`. Each device steps its part, and new
+        parameters are gathered. Default None: like the parameters.
       backend: `"xla"`, `"tpu"`, `"triton"` or `"mosaic_gpu"` (experimental: it is only
         used where it is named), per leaf. A kernel that is named and cannot take a
         quantized leaf is an error (but leaves whose blocks cross shards, of which a
@@ -94,6 +106,7 @@ class Options(TypedDict, total=False):
     min_quantized_size: int
     block_size: PerLeaf[int]
     block_axis: PerLeaf[int | None]
+    min_shards: PerLeaf[int]
     layer_axes: Any
     lr_scale: PerLeaf[float]
     grad_clip_norm: float | None
@@ -103,6 +116,7 @@ class Options(TypedDict, total=False):
     skip_nonfinite: bool
     record_norms: bool
     sharding: Any
+    state_sharding: Any
     backend: PerLeaf[str | None]
     seed: int
 
@@ -116,6 +130,7 @@ class Settings:
     min_quantized_size: int = 4096
     block_size: PerLeaf[int] = 32
     block_axis: PerLeaf[int | None] = None
+    min_shards: PerLeaf[int] = 1
     layer_axes: Any = None
     lr_scale: PerLeaf[Any] = 1.0
     grad_clip_norm: Any = None
@@ -125,6 +140,7 @@ class Settings:
     skip_nonfinite: bool = False
     record_norms: bool = False
     sharding: Any = None
+    state_sharding: Any = None
     backend: PerLeaf[str | None] = None
     seed: int = 0
 
@@ -152,6 +168,8 @@ class Settings:
             check_weights(settings.weights)
         if not is_by_leaf(settings.block_size):
             check_block_size(settings.block_size, "")
+        if not is_by_leaf(settings.min_shards):
+            check_shards(settings.min_shards, "")
         if is_number(settings.lr_scale):
             check_not_negative(lr_scale=settings.lr_scale)
         for name in ("min_quantized_size", "seed"):

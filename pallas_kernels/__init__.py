@@ -13,8 +13,10 @@ from .formats import SLOW as SLOW
 from .formats import Float32 as Float32
 from .formats import Format as Format
 from .formats import numbered as numbered
+from .layout import SMALLEST_BLOCK as SMALLEST_BLOCK
 from .layout import Blocks as Blocks
 from .layout import blocks_of as blocks_of
+from .layout import longest_in_shards as longest_in_shards
 from .program import Leaf as Leaf
 from .program import Noise as Noise
 from .program import Program as Program
@@ -39,3 +41,4 @@ from .weights import keeping as keeping
 from .weights import noise_bits as noise_bits
 from .weights import remainder_dtype as remainder_dtype
 from .weights import split as split
+from .weights import unbiased as unbiased

@@ -72,6 +72,7 @@ def blocks_of(
     block_size: int = 32,
     block_axis: int | None = None,
     layers: tuple[int, ...] = (),
+    shards: tuple[int, ...] = (),
 ) -> Blocks:
     """The blocks of a leaf of this global shape, whose axes `layers` stack layers.
 
@@ -80,6 +81,8 @@ def blocks_of(
     The block is the largest power-of-two fraction of `block_size` that divides the
     axis, else the axis ends with a partial block. Leaves under 2**20 values take
     smaller blocks, until the axis has 16: then their scales, too, divide over a mesh.
+    Where `shards` has the most shards along each axis, blocks fit those: see
+    `longest_in_shards`.
 
     >>> blocks_of((4096, 1024)).scale_shape
     (128, 1024)
@@ -87,6 +90,8 @@ def blocks_of(
     (16, 128)
     >>> blocks_of((48, 12, 640), layers=(0,)).scale_shape
     (48, 3, 640)
+    >>> blocks_of((4096, 1024), shards=(256, 256)).size
+    16
     """
     if not shape:
         return Blocks(shape, None, 1)
@@ -108,7 +113,24 @@ def blocks_of(
             and -(-length // size) < _BLOCKS_OF_SMALL_LEAF
         ):
             size //= 2
+    if shards and length:
+        size = math.gcd(size, longest_in_shards(length, shards[axis]) or size)
     return Blocks(shape, axis, size, layers)
+
+
+def longest_in_shards(length: int, shards: int) -> int | None:
+    """The longest block, a power of two, that fits any equal shards up to so many.
+
+    Their number may be any power of two, times any odd number. None: whatever block,
+    because an odd axis has no such shards.
+
+    >>> longest_in_shards(4096, 256), longest_in_shards(50257, 256)
+    (16, None)
+    """
+    power = length & -length
+    if shards == 1 or power == 1:
+        return None
+    return power // min(power, 1 << (shards.bit_length() - 1))
 
 
 def split(x: jax.Array, blocks: Blocks) -> jax.Array:

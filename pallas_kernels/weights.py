@@ -11,13 +11,16 @@ the bits of float32. Values between two stored ones are linear in it, so what is
 unbiased here is unbiased.
 """
 
+import math
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from . import rounding
 from .formats.base import bits_of, float_of
+from .layout import positions
 
 Weights: TypeAlias = Literal["nearest", "stochastic", "remainder8", "remainder16"]
 # By name, the bits of what is kept beside each parameter.
@@ -135,6 +138,25 @@ def split(x: jax.Array, dtype: Any, weights: Weights, noise: jax.Array | int) ->
     if weights == "nearest":
         return Stored(x, None)
     return _parts(_units(x, dtype) + noise, dtype, weights)
+
+
+def unbiased(x: jax.Array, dtype: Any, step: jax.Array, leaf: int) -> jax.Array:
+    """A float32 array in a type of 16 bits, rounded up or down in proportion.
+
+    Random bits are a function of the step, the leaf and the position, as everywhere.
+
+    Args:
+      x: what is not finite stays so.
+      dtype: bfloat16 or float16.
+      step: `step_key`.
+      leaf: `leaf_number`.
+    """
+    strides = tuple(math.prod(x.shape[k + 1 :]) for k in range(x.ndim))
+    at = positions(x.shape, strides, 0)
+    bits = rounding.hashed(rounding.leaf_key(step, jnp.int32(leaf)), at)
+    noise = rounding.noise(bits, 0, rounding.Draw(None, noise_bits("stochastic")))
+    rounded = split(x, dtype, "stochastic", noise).p
+    return jnp.where(jnp.isfinite(x), rounded, x).astype(dtype)
 
 
 def _parts(units: jax.Array, dtype: Any, weights: Weights) -> Stored:

@@ -8,7 +8,15 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from octavo.pallas_kernels import Blocks, Storage, blocks_of
+from octavo.pallas_kernels import (
+    SMALLEST_BLOCK,
+    Blocks,
+    Storage,
+    blocks_of,
+    longest_in_shards,
+)
+
+from ..storage.shards import mesh_axes
 
 
 def fitting(sharding: NamedSharding, shape: tuple[int, ...]) -> NamedSharding:
@@ -19,11 +27,6 @@ def fitting(sharding: NamedSharding, shape: tuple[int, ...]) -> NamedSharding:
         s if n % k == 0 else None for s, n, k in zip(spec, shape, parts, strict=True)
     )
     return NamedSharding(sharding.mesh, PartitionSpec(*kept))
-
-
-def mesh_axes(axis: Any) -> tuple[str, ...]:
-    """The mesh axes over which one axis of an array is partitioned."""
-    return () if axis is None else axis if isinstance(axis, tuple) else (axis,)
 
 
 def padded_spec(sharding: NamedSharding, rank: int) -> tuple[Any, ...]:
@@ -113,6 +116,10 @@ def advice(path: str, storage: Storage, sharding: NamedSharding) -> str:
     """What to do about a leaf whose blocks cross shard boundaries."""
     blocks = storage.blocks
     fits = []
+    parts = shards(sharding, len(blocks.shape))[blocks.axis or 0]
+    longest = longest_in_shards(blocks.shape[blocks.axis or 0], parts)
+    if longest is not None and longest >= SMALLEST_BLOCK:
+        fits.append(f"min_shards={parts}")
     for size in (16, 8):
         other = blocks_of(blocks.shape, size, blocks.axis, blocks.layers)
         if aligned(other, sharding):

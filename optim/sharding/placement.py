@@ -5,19 +5,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import lax
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from ..checks import is_traced
-from ..storage.tree import Kind, Leaves, spread
-from .geometry import fitting, is_explicit, mesh_axes, shards
-
-_SHARDING = Kind(
-    lambda x: isinstance(x, NamedSharding | PartitionSpec),
-    "NamedShardings (or PartitionSpecs, within jax.set_mesh)",
-)
-
+from ..storage.shards import mesh_axes
+from ..storage.tree import SHARDINGS, Leaves, per_leaf
+from .geometry import fitting, is_explicit, shards
 
 def placements(option: Any, tree: Leaves) -> list[NamedSharding | None]:
     """The sharding of each leaf; None where it is not known, or is one device.
@@ -84,11 +78,13 @@ def _constrained(x: jax.Array, sharding: NamedSharding) -> jax.Array:
     return lax.with_sharding_constraint(x, sharding)
 
 
-def full(shardings: Any, tree: Leaves) -> list[NamedSharding]:
-    """The sharding of each leaf, from a tree of them or a prefix of it; checked."""
+def full(
+    shardings: Any, tree: Leaves, option: str = "sharding"
+) -> list[NamedSharding]:
+    """The sharding of each leaf, from what an option says of it; checked."""
     if not tree.leaves:
         return []
-    given = spread("sharding", shardings, tree, _SHARDING)
+    given = per_leaf(option, shardings, tree, SHARDINGS)
     named = zip(tree.paths, tree.leaves, given, strict=True)
     found = [_checked(path, jnp.shape(leaf), s) for path, leaf, s in named]
     _check_meshes(tree, found)
@@ -173,61 +169,6 @@ def _mesh_for(path: str, spec: PartitionSpec) -> Any:
 
 def _shown(mesh: Any) -> str:
     return str(dict(zip(mesh.axis_names, mesh.axis_sizes, strict=True)))
-
-
-def state_sharding(
-    tx: optax.GradientTransformation, params: Any, shardings: Any
-) -> Any:
-    """The sharding of an optimizer's state, for a sharding of the parameters.
-
-    Codes are sharded like the parameter. So are scales, but for a blocked axis that has
-    fewer blocks than parts, which is then replicated; and so is whatever else an optax
-    transformation keeps for each parameter, where its rank allows. Counters are
-    replicated.
-
-    Args:
-      tx: an Octavo optimizer, or any optax transformation.
-      params: tree of arrays or of `jax.ShapeDtypeStruct`.
-      shardings: tree of `NamedSharding` like params, or a prefix of one.
-
-    Returns:
-      The state's tree, of NamedShardings: for `jax.jit(tx.init, out_shardings=...)`,
-      `jax.device_put` and Orbax.
-
-    Raises:
-      ValueError: where shardings do not fit the parameters.
-
-    >>> import jax
-    >>> from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-    >>> from octavo import optim
-    >>> tx, mesh = optim.adamw(1e-3), jax.make_mesh((1,), ("data",))
-    >>> params = {"w": jax.ShapeDtypeStruct((4096, 512), "float32")}
-    >>> shardings = optim.state_sharding(tx, params, NamedSharding(mesh, P("data")))
-    >>> shardings.mu["w"].spec
-    P('data', None)
-    """
-    shapes = jax.tree.map(abstract, params)
-    tree = Leaves.of(shapes)
-    given = full(shardings, tree)
-    state = jax.eval_shape(tx.init, shapes)
-    if not given:
-        raise ValueError("params has no leaves: there is no mesh to put a state on")
-    everywhere = NamedSharding(given[0].mesh, PartitionSpec())
-
-    def of(leaf: Any, sharding: Any) -> Any:
-        if isinstance(leaf, optax.MaskedNode):
-            return leaf
-        fits = len(sharding.spec) <= len(leaf.shape)
-        return fitting(sharding, leaf.shape) if fits else everywhere
-
-    return optax.tree_map_params(
-        tx,
-        of,
-        state,
-        tree.replaced(given),
-        transform_non_params=lambda _: everywhere,
-        is_leaf=lambda x: isinstance(x, optax.MaskedNode),
-    )
 
 
 def abstract(x: Any) -> jax.ShapeDtypeStruct:

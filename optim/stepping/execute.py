@@ -60,7 +60,7 @@ def run_tasks(
             inside.append(k)
         elif isinstance(task, Sharded):
             args = (leaves[k], scalars[k], Noise(step, np.int32(ids[k]), jnp.int32(0)))
-            found[k] = _partitioned(task, *args)
+            found[k] = _at_home(task, _partitioned(task, *args))
     if whole:
         # On several devices these arrays may be anywhere.
         local = jax.device_count() == 1
@@ -80,8 +80,21 @@ def run_tasks(
         statics = (tuple(_some(tasks, some)), tuple(_some(ids, some)), layout)
         results = _in_shards(*statics, _some(leaves, some), operands, step)
         for k, result in zip(some, results, strict=True):
-            found[k] = result
+            found[k] = _at_home(tasks[k], result)
     return found
+
+
+def _at_home(task: Any, found: Any) -> Any:
+    """The parameter, or its update, sharded as it came: gathered from all shards."""
+    if task.home is None or task.program.sums:
+        return found
+    name = "p" if task.program.in_place else "g"
+    x = getattr(found, name)
+    if is_explicit(task.home):
+        x = resharded(x, task.home)
+    else:
+        x = lax.with_sharding_constraint(x, task.home)
+    return found._replace(**{name: x})
 
 
 def _regions(tasks: Sequence[Any], inside: Sequence[int]) -> list[Sequence[int]]:

@@ -8,13 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import NamedSharding
 
 from octavo import pallas_kernels as kernels
 from octavo.pallas_kernels import Program, Rule, Scalars, Storage
 
 from ..options import Settings, check_backend
-from ..sharding.placement import everywhere, filled, placements
+from ..sharding.finer import Places, places
+from ..sharding.placement import everywhere, filled
 from ..storage.plan import plan, quantizes
 from ..storage.state import (
     REMAINDER,
@@ -66,13 +66,17 @@ class Optimizer:
             self._planned[key] = plan(self.settings, self.rule.slots, tree)
         return self._planned[key]
 
+    def places(self, tree: Leaves) -> Places:
+        """Where each leaf is, and its state."""
+        return places(self.settings.sharding, self.settings.state_sharding, tree)
+
     # ---------------------------------------------------------------------- init
 
     def init(self, params: Any) -> State:
         """A fresh state, sharded like the parameters."""
         leaves = Leaves.of(params)
         records = self.records(leaves)
-        where = placements(self.settings.sharding, leaves)
+        where = self.places(leaves).state
         each = list(zip(records, leaves.leaves, where, strict=True))
         trees = {}
         for k, slot in enumerate(self.rule.slots):
@@ -167,7 +171,7 @@ class Optimizer:
             old.leaf(i, path, record, *_values(record, i, g, p))
             for i, (path, record) in enumerate(zip(tree.paths, records, strict=True))
         ]
-        where = placements(self.settings.sharding, tree)
+        where = self.places(tree)
         dtypes = [tuple(x.dtype for x in leaf[:2] if x is not None) for leaf in leaves]
         work = self.work(tree, params, records, where, dtypes, in_place)
         warn_of_crossing(work)
@@ -194,7 +198,7 @@ class Optimizer:
         tree: Leaves,
         params: Any,
         records: Sequence[Storage],
-        where: Sequence[NamedSharding | None],
+        where: Places,
         dtypes: Sequence[tuple[Any, ...]],
         in_place: bool,
     ) -> list[Work]:
@@ -203,11 +207,16 @@ class Optimizer:
         backends = per_leaf("backend", self.settings.backend, tree, NAMES)
         for path, backend in zip(tree.paths, backends, strict=True):
             check_backend(backend, path)
-        rows = zip(tree.paths, rules, records, where, dtypes, backends, strict=True)
-        return [
-            Work(path, Program(rule, record, in_place), sharding, types, backend)
-            for path, rule, record, sharding, types, backend in rows
-        ]
+        programs = (
+            Program(rule, record, in_place)
+            for rule, record in zip(rules, records, strict=True)
+        )
+        homes = (
+            None if home == stepped else home
+            for home, stepped in zip(*where, strict=True)
+        )
+        rows = (tree.paths, programs, where.state, homes, dtypes, backends)
+        return [Work(*row) for row in zip(*rows, strict=True)]
 
     def _rules(
         self, records: Sequence[Storage], params: Any, tree: Leaves

@@ -19,7 +19,9 @@ class Work(NamedTuple):
     Attributes:
       path: of the parameter.
       program: the step.
-      sharding: of the parameter; None where it is not known, or is one device.
+      sharding: of the state, and where it is stepped; None where it is not known, or is
+        one device.
+      home: the sharding of the parameter, where it is another one; else None.
       dtypes: of the gradient and the parameter.
       backend: the one that the user wants, or None.
     """
@@ -27,6 +29,7 @@ class Work(NamedTuple):
     path: str
     program: Program
     sharding: NamedSharding | None
+    home: NamedSharding | None
     dtypes: tuple[Any, ...]
     backend: str | None
 
@@ -58,7 +61,8 @@ class Sharded:
     Attributes:
       program: for the whole leaf.
       backend: of each shard.
-      sharding: of the parameter.
+      sharding: of the state.
+      home: of the parameter, where it is another one; else None.
       in_shards: whether each device can work on its own shard. If not, XLA partitions
         the whole.
     """
@@ -66,6 +70,7 @@ class Sharded:
     program: Program
     backend: str
     sharding: NamedSharding
+    home: NamedSharding | None
     in_shards: bool
 
     @property
@@ -122,13 +127,14 @@ def task_of(work: Work, platform: str | None = None) -> tuple[Task, str]:
         return Whole(program, choice.backend), choice.why
     if work.crosses_shards:
         why = advice(work.path, program.storage, sharding)
-        return Sharded(program, "xla", sharding, in_shards=False), why
+        return Sharded(program, "xla", sharding, work.home, in_shards=False), why
     if not program.storage.elementwise:
         why = "slots of another shape than the parameter's need the whole leaf"
-        return Sharded(program, "xla", sharding, in_shards=False), why
+        return Sharded(program, "xla", sharding, work.home, in_shards=False), why
     shard = program.shard(_parts(program, sharding))
     choice = _choose(work, shard, platform or _platform(sharding))
-    return Sharded(program, choice.backend, sharding, in_shards=True), choice.why
+    task = Sharded(program, choice.backend, sharding, work.home, in_shards=True)
+    return task, choice.why
 
 
 def _choose(work: Work, program: Program, platform: str) -> Choice:
@@ -161,14 +167,15 @@ def _platform(sharding: NamedSharding | None) -> str:
 
 
 _UNKNOWN_SHARDING = (
-    "it is not known how it is sharded: pass sharding= to the optimizer, or use a mesh "
-    "with explicit axes; where it is on one device, pass backend="
+    "it is not known how it is sharded: write tx = tx.bind(params), or use a mesh with "
+    "explicit axes; where it is on one device, pass backend="
 )
 _REMEDY = (
     "{devices} devices, and it is not known how parameters are sharded over them: "
     "Octavo leaves the step to XLA, which can partition it, instead of its fused "
-    "kernel. Pass sharding=jax.tree.map(lambda p: p.sharding, params) to the "
-    "optimizer, or use a mesh with explicit axes. Where each array is on one device, "
+    "kernel. Write tx = tx.bind(params) once parameters are on their devices (a model "
+    "of nnx is fine, too), or use a mesh with explicit axes. Where the optimizer is "
+    "made inside of something else, pass sharding=. Where each array is on one device, "
     "pass backend=, such as backend='triton' on a GPU."
 )
 

@@ -1,5 +1,6 @@
 """From a rule and options to an optax transformation with a fused step."""
 
+from dataclasses import replace
 from typing import Any
 
 import optax
@@ -8,6 +9,7 @@ from octavo.pallas_kernels import Rule
 
 from ..checks import check_not_negative, is_number
 from ..options import Options, Settings
+from ..sharding.binding import bound
 from .optimizer import Optimizer
 
 
@@ -47,6 +49,39 @@ class Transformation(optax.GradientTransformationExtraArgs):
           The new parameters and the new state.
         """
         return self.optimizer.step(grads, state, params, **extra_args)
+
+    def bind(self, params: Any) -> "Transformation":
+        """This optimizer, for parameters that are sharded as these are.
+
+        On a mesh whose axes are not explicit, kernels need to know that. It sets the
+        option `sharding`, by path. Parameters on one device change nothing.
+
+        Args:
+          params: tree of arrays on their devices, or of `jax.ShapeDtypeStruct` with
+            shardings; a module or a state of nnx; variables of linen with metadata,
+            within `jax.set_mesh` (and `nn.logical_axis_rules`); or of `NamedSharding`.
+
+        Returns:
+          The bound optimizer. Bind before you put it into `optax.chain` or a trainer.
+
+        Raises:
+          ValueError: where none of the parameters says how it is sharded.
+
+        >>> import jax, jax.numpy as jnp
+        >>> from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+        >>> from octavo import optim
+        >>> mesh = jax.make_mesh((1,), ("data",), (AxisType.Auto,))
+        >>> shard = NamedSharding(mesh, P("data"))
+        >>> params = jax.device_put({"w": jnp.ones((4096, 512))}, shard)
+        >>> tx = optim.adamw(1e-3).bind(params)
+        >>> optim.state_sharding(tx, params).mu["w"].spec
+        P('data', None)
+        """
+        found = bound(params)
+        if found is None:
+            return self
+        settings = replace(self.optimizer.settings, sharding=found)
+        return Transformation(replace(self.optimizer, settings=settings))
 
 
 def fused(
@@ -116,8 +151,9 @@ def step(
     >>> print(f"{params[0]:.4f}")
     0.9000
     """
-    if isinstance(tx, Transformation):
-        return tx.step(grads, state, params, **extra_args)
+    fused: Any = getattr(tx, "step", None)
+    if fused is not None:
+        return fused(grads, state, params, **extra_args)
     tx = optax.with_extra_args_support(tx)
     updates, state = tx.update(grads, state, params, **extra_args)
     return optax.apply_updates(params, updates), state

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -9,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from octavo.pallas_kernels import (
+    SMALLEST_BLOCK,
+    Blocks,
     Float32,
     Format,
     Slot,
@@ -20,8 +23,9 @@ from octavo.pallas_kernels import (
     remainder_dtype,
 )
 
-from ..checks import check_block_size, check_int
+from ..checks import check_block_size, check_int, warn_once
 from ..options import Settings, at, check_weights, formats_of, is_state
+from .shards import most_shards
 from .tree import AXES, AXIS, NAMES, SIZES, Kind, Leaves, per_leaf
 
 DEFAULT_WEIGHTS: Weights = "stochastic"
@@ -48,13 +52,15 @@ def plan(settings: Settings, slots: tuple[Slot, ...], tree: Leaves) -> list[Stor
         per_leaf("block_size", settings.block_size, tree, SIZES),
         per_leaf("block_axis", settings.block_axis, tree, AXIS),
         per_leaf("layer_axes", settings.layer_axes, tree, AXES),
+        most_shards(settings, tree),
         strict=True,
     )
     least = settings.min_quantized_size
     records = [
-        _of_leaf(slots, least, path, leaf, state, Blocked(size, axis, layers))
-        for path, leaf, state, size, axis, layers in rows
+        _of_leaf(slots, least, path, leaf, state, Blocked(size, axis, layers, shards))
+        for path, leaf, state, size, axis, layers, shards in rows
     ]
+    _warn_of_shards(settings, slots, tree, records)
     weights = _weights(settings, tree, records)
     return [replace(r, weights=w) for r, w in zip(records, weights, strict=True)]
 
@@ -94,6 +100,7 @@ class Blocked(NamedTuple):
     size: int
     axis: int | None
     layer_axes: Any
+    shards: tuple[int, ...]
 
 
 def quantizes(settings: Settings, slots: tuple[Slot, ...]) -> tuple[bool, ...]:
@@ -125,10 +132,13 @@ def _of_leaf(
     check_block_size(size, at(path))
     quantized = any(f.quantized for f in formats)
     axis = _checked_axis(blocked, shape, layers, path, quantized)
+    blocks = _blocks(shape, blocked._replace(axis=axis), layers)
+    if blocks.size < SMALLEST_BLOCK:
+        formats = tuple(Float32() if f.quantized else f for f in formats)
     names = [slot.name for slot in slots]
     pairs = zip(slots, formats, strict=True)
     stored = tuple(_stored(slot, form, shape, dtype, names) for slot, form in pairs)
-    storage = Storage(dtype, blocks_of(shape, size, axis, layers), stored)
+    storage = Storage(dtype, blocks, stored)
     if storage.quantized and not storage.elementwise:
         others = [slot.name for slot in slots if slot.shape]
         raise ValueError(
@@ -137,6 +147,44 @@ def _of_leaf(
             "state='32bit' or 'bf16'"
         )
     return storage
+
+
+def _blocks(
+    shape: tuple[int, ...], blocked: Blocked, layers: tuple[int, ...]
+) -> Blocks:
+    """Along the usual axis; where its shards are too short, along another one."""
+    found = blocks_of(shape, blocked.size, blocked.axis, layers, blocked.shards)
+    if found.size >= SMALLEST_BLOCK or blocked.axis is not None:
+        return found
+    others = (
+        blocks_of(shape, blocked.size, axis, layers, blocked.shards)
+        for axis in range(len(shape))
+        if axis not in layers
+    )
+    return max((found, *others), key=lambda blocks: blocks.size)
+
+
+def _warn_of_shards(
+    settings: Settings,
+    slots: tuple[Slot, ...],
+    tree: Leaves,
+    records: Sequence[Storage],
+) -> None:
+    """Say which leaves are in 32 bits because no block fits their shards."""
+    least, found = settings.min_quantized_size, []
+    for path, record in zip(tree.paths, records, strict=True):
+        blocks = record.blocks
+        inside = math.prod(blocks.shape) // blocks.layer_count
+        short = blocks.axis is not None and blocks.size < SMALLEST_BLOCK
+        if short and inside >= least and record.steps:
+            found.append(f"{path!r} of shape {blocks.shape}")
+    if found and any(quantizes(settings, slots)):
+        warn_once(
+            f"min_shards={settings.min_shards}: shards of these leaves are too short "
+            f"for blocks of {SMALLEST_BLOCK}, and their moments stay in 32 bits: "
+            f"{'; '.join(found)}. Give each leaf its own number of shards: "
+            "min_shards=lambda path: 16 if path == 'head/kernel' else 256"
+        )
 
 
 def _checked_axis(

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from ..checks import is_number
 from ..options import is_tree
@@ -30,8 +31,17 @@ class Leaves(NamedTuple):
 
 
 def path_name(path: Any) -> str:
-    """A key path as text, `encoder/kernel`."""
+    """A key path as text, `encoder/kernel`.
+
+    Without the box around a leaf, a `Variable` of nnx or a `Partitioned` of linen: then
+    it is the same before and after they are unboxed.
+    """
+    if len(path) > 1 and path[-1] == _IN_BOX:
+        path = path[:-1]
     return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+_IN_BOX = jax.tree_util.GetAttrKey("value")
 
 
 class Kind(NamedTuple):
@@ -50,6 +60,12 @@ BOOLS = Kind(lambda x: isinstance(x, bool | np.bool_), "bools")
 AXES = Kind(
     lambda x: x is None or isinstance(x, int | np.integer) or _is_axes(x),
     "ints, tuples of ints, or None",
+)
+
+
+SHARDINGS = Kind(
+    lambda x: isinstance(x, NamedSharding | PartitionSpec),
+    "NamedShardings (or PartitionSpecs, within jax.set_mesh)",
 )
 
 
