@@ -25,19 +25,19 @@ QUIET = (
     "--disable-component-update --disable-sync"
 ).split()
 # What a page is, once its formulas are set.
-LOOK = """async () => {
+LOOK = """async (width) => {
   if (window.MathJax?.startup) await MathJax.startup.promise;
   const wide = document.documentElement.scrollWidth;
   const scrolls = (e) => e && (
     ["auto", "scroll", "hidden"].includes(getComputedStyle(e).overflowX)
     || getComputedStyle(e).position === "fixed" || scrolls(e.parentElement));
   const outside = [...document.body.querySelectorAll("*")].filter((e) =>
-    e.getBoundingClientRect().right > innerWidth + 1 && !scrolls(e));
+    e.getBoundingClientRect().right > width + 1 && !scrolls(e));
   const images = [...document.images];
   images.forEach((image) => { image.loading = "eager"; });
   await Promise.all(images.map((image) => image.decode().catch(() => null)));
   return {
-    wide: wide > innerWidth ? [`${wide} > ${innerWidth}`] : [],
+    wide: wide > width ? [`${wide} > ${width}`] : [],
     outside: outside.slice(0, 3).map((e) => `${e.tagName}.${e.className}`),
     missing: images.filter((i) => !i.naturalWidth).map((i) => i.src),
     formulas: document.querySelectorAll("div.math, span.math").length,
@@ -62,7 +62,7 @@ def faults(page: Page, address: str) -> Iterator[str]:
     page.on("request", lambda r: address[:18] in r.url or failed.append(r.url))
     page.on("pageerror", lambda error: failed.append(str(error)))
     page.goto(address, wait_until="load")
-    found = page.evaluate(LOOK)
+    found = page.evaluate(LOOK, page.viewport_size["width"])
     yield from failed
     for fault in ("wide", "outside", "missing", "wrong"):
         yield from (f"{fault}: {x}" for x in found[fault])
@@ -78,7 +78,8 @@ def main() -> int:
     args = parser.parse_args()
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(SITE)))
     Thread(target=server.serve_forever, daemon=True).start()
-    names = sorted(str(file.relative_to(SITE)) for file in SITE.rglob("*.html"))
+    files = [f.relative_to(SITE) for f in SITE.rglob("*.html")]
+    names = sorted(str(f) for f in files if f.parts[0] != "_static")
     bad = 0
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=args.browser, args=QUIET)

@@ -36,12 +36,18 @@ nitpicky = True
 nitpick_ignore_regex = [("py:.*", r"(?!octavo\.).*")]
 autodoc_typehints = "none"
 python_maximum_signature_line_length = 88
+napoleon_attr_annotations = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
+toc_object_entries_show_parents = "hide"
 
 html_theme = "sphinx_book_theme"
 html_title = "Octavo"
-html_theme_options = {"show_toc_level": 2, "use_download_button": False}
+html_theme_options = {
+    "show_toc_level": 2,
+    "use_download_button": False,
+    "navbar_persistent": [],  # the search is in the sidebar
+}
 html_static_path = ["_static"]
 html_css_files = ["wide.css"]
 html_copy_source = False
