@@ -87,7 +87,9 @@ def draw(shown: list[Bar], out: Path) -> None:
         for (part, colour), size in zip(PARTS.items(), sizes, strict=True):
             width = size / 1e9
             label = part if row == 0 else None
-            axes.barh(row, width, 0.62, left, color=colour, edgecolor="white", label=label)
+            axes.barh(
+                row, width, 0.62, left, color=colour, edgecolor="white", label=label
+            )
             ink = "white" if colour == BLUE else "black"
             middle = left + width / 2
             axes.text(middle, row, f"{width:.1f}", color=ink, ha="center", va="center")
@@ -112,4 +114,6 @@ if __name__ == "__main__":
     found = bars()
     draw(found, parser.parse_args().out)
     for name, sizes in found:
-        print(name.replace("\n", ", "), [f"{x / 1e9:.2f}" for x in (*sizes, sum(sizes))])
+        print(
+            name.replace("\n", ", "), [f"{x / 1e9:.2f}" for x in (*sizes, sum(sizes))]
+        )

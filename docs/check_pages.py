@@ -20,10 +20,14 @@ from playwright.sync_api import Page, sync_playwright
 
 SITE = Path(__file__).parents[1] / "build" / "site"
 WINDOWS = {"desktop": (1280, 900), "phone": (390, 844)}
-QUIET = (
-    "--disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
+QUIET = [
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 # What a page is, once its formulas are set.
 LOOK = """async (width) => {
   if (window.MathJax?.startup) await MathJax.startup.promise;
@@ -87,11 +91,15 @@ def main() -> int:
             for name in names:
                 view = {"width": width, "height": height}
                 page = browser.new_page(viewport=view, is_mobile=window == "phone")
-                found = list(faults(page, f"http://127.0.0.1:{server.server_port}/{name}"))
+                found = list(
+                    faults(page, f"http://127.0.0.1:{server.server_port}/{name}")
+                )
                 print(f"{window} {name}: {'; '.join(found) or 'good'}")
                 bad += bool(found)
                 if args.out:
-                    picture = f"{name.removesuffix('.html').replace('/', '-')}-{window}.png"
+                    picture = (
+                        f"{name.removesuffix('.html').replace('/', '-')}-{window}.png"
+                    )
                     page.screenshot(path=args.out / picture)
                 page.close()
         browser.close()

@@ -5,8 +5,9 @@ import re
 from importlib.metadata import version as version_of
 from typing import Any
 
-from octavo.optim import Options
 from sphinx.application import Sphinx
+
+from octavo.optim import Options
 
 project = "Octavo"
 author = "the authors of Octavo"
@@ -68,7 +69,9 @@ def _fold_options(app: Sphinx, described: Any, bound_method: bool) -> None:
     if signature is None:
         return
     options = inspect.Parameter("options", inspect.Parameter.VAR_KEYWORD)
-    own = [p for n, p in signature.parameters.items() if n not in Options.__annotations__]
+    own = [
+        p for n, p in signature.parameters.items() if n not in Options.__annotations__
+    ]
     if len(own) < len(signature.parameters):
         described.__signature__ = signature.replace(parameters=[*own, options])
 

@@ -69,9 +69,9 @@ def dead_links(page: Path, site: Path) -> Iterator[str]:
                 yield target
             continue
         file = Path(os.path.normpath(page.parent / parts.path)) if parts.path else page
-        if not file.exists():
-            yield target
-        elif parts.fragment and parts.fragment not in anchors(file, site):
+        if not file.exists() or (
+            parts.fragment and parts.fragment not in anchors(file, site)
+        ):
             yield target
 
 
@@ -80,7 +80,9 @@ def anchors(page: Path, site: Path) -> set[str]:
     inside = DOCS in page.parents
     name = page.relative_to(DOCS).with_suffix("") if inside else page.stem.lower()
     html = site / f"{name}.html"
-    return set(re.findall(r'id="([^"]+)"', html.read_text())) if html.exists() else set()
+    return (
+        set(re.findall(r'id="([^"]+)"', html.read_text())) if html.exists() else set()
+    )
 
 
 def test_what_is_dead_is_found(tmp_path: Path) -> None:
@@ -89,9 +91,16 @@ def test_what_is_dead_is_found(tmp_path: Path) -> None:
     page.write_text("# One\n\n[a](https://nowhere) [b](gone.md) [c](index.md#gone)\n")
     assert list(dead_links(page, tmp_path)) == dead
     (tmp_path / "_toc.yml").write_text("root: index\n")
-    page.write_text(page.read_text() + "![d](gone.png)\n\n```{eval-rst}\n`octavo.x`\n```\n")
+    page.write_text(
+        page.read_text() + "![d](gone.png)\n\n```{eval-rst}\n`octavo.x`\n```\n"
+    )
     toc = f"external_toc_path={tmp_path / '_toc.yml'}"
     done = build(tmp_path, tmp_path / "site", "-D", toc)
     assert done.returncode != 0
-    warned = re.findall(r"gone\.md|#?\bgone'|gone\.png|octavo\.x", done.stderr)
-    assert len(warned) >= 4, done.stderr
+    for warning in (
+        "'gone.md'",
+        "not found in doc 'index': 'gone'",
+        "gone.png",
+        "octavo.x",
+    ):
+        assert warning in done.stderr
