@@ -7,7 +7,7 @@ FOLDERS := optim pallas_kernels schedules
 # The tests install a CUDA compiler; where there is no CUDA, JAX would complain of it.
 export JAX_SKIP_CUDA_CONSTRAINTS_CHECK ?= 1
 
-.PHONY: train test lint docs bench clean
+.PHONY: train test lint docs links pictures bench clean
 
 train: $(VENV)/.examples
 	$(BIN)/python examples/train_lm.py $(ARGS)
@@ -22,7 +22,15 @@ lint: $(VENV)/.lint
 	$(BIN)/ruff format --check
 	$(BIN)/basedpyright --pythonpath $(BIN)/python $(FOLDERS)
 
+# The site, in build/site. All pages anew: warnings of those that did not change count, too.
 docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx -W --keep-going --fresh-env $(ARGS) docs build/site
+
+# Links that lead out of the site: needs the network.
+links: $(VENV)/.docs
+	$(BIN)/python -m sphinx -b linkcheck docs build/links
+
+pictures: $(VENV)/.docs
 	for program in docs/build_*.py; do $(BIN)/python $$program || exit 1; done
 
 bench: $(VENV)/.examples
@@ -33,7 +41,7 @@ clean:
 
 # One stamp for each set of extras: installed once, and again when pyproject changes.
 EXTRAS_examples := examples
-EXTRAS_test := test,aot
+EXTRAS_test := test,docs,aot
 EXTRAS_lint := test,lint
 EXTRAS_docs := docs
 

@@ -71,7 +71,7 @@ class Norms(NamedTuple):
 class Rule:
     """An optimization algorithm, element by element, in float32.
 
-    Step t on a parameter p with gradient g is
+    Step t on a parameter p with gradient g is::
 
         g = g + decay p                            if the decay joins the gradient
         g = ratio(|p|, |g|) g                      if it scales the gradient

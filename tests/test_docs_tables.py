@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from _compiled import collectives
 from jax.sharding import AbstractMesh, NamedSharding
@@ -180,6 +181,51 @@ def test_the_picture_of_formats_shows_these_errors() -> None:
         last = drawn(form, sizes, True)[-1]
         assert last < 1 / 127 / 0.7  # 0.3 decades, half of them
     assert drawn(Bits8(), sizes, False)[-1] < 0.05  # of down to 1e-1
+
+
+# ------------------------------------------------------------------------------ memory
+
+
+@pytest.fixture(scope="module")
+def memory() -> dict[str, Any]:
+    """The program that draws the picture."""
+    pytest.importorskip("matplotlib")
+    return runpy.run_path(str(ROOT / "docs/build_memory.py"))
+
+
+def in_gb(*sizes: int) -> list[str]:
+    """As the page and the picture write them."""
+    return [f"{size / 1e9:.1f}" for size in sizes]
+
+
+@pytest.mark.parametrize("row", rows_of("docs/memory.md", "`opt"))
+def test_the_memory_of_llama_is_that_of_the_table(
+    row: list[str], memory: dict[str, Any]
+) -> None:
+    call, dtype, per_parameter, *shown = row
+    tx = eval(call, {"optax": optax, "optim": optim})
+    weights, gradients, state = memory["bar"]("", tx, jnp.dtype(dtype)).sizes
+    assert shown == in_gb(state, weights + gradients + state)
+    count = weights / jnp.dtype(dtype).itemsize
+    assert state / count == pytest.approx(float(per_parameter), abs=5e-5)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/memory.md"])
+def test_the_picture_of_memory_says_what_is_drawn(
+    page: str, memory: dict[str, Any]
+) -> None:
+    (shown,) = re.findall(r"!\[Llama 3 8B in GB: (.*?)\]", (ROOT / page).read_text())
+    totals = in_gb(*(sum(bar.sizes) for bar in memory["bars"]()))
+    assert re.findall(r"(\d+\.\d) with", shown) == totals
+
+
+def test_the_report_that_is_shown() -> None:
+    page = [b.lines for b in blocks(ROOT / "docs/memory.md")]
+    (source,) = [lines for lines in page if "import jax" in lines]
+    (shown,) = [lines for lines in page if lines[0].startswith("┏")]
+    names: dict[str, Any] = {}
+    exec("\n".join(source), names)
+    assert "\n".join(shown) == str(names["report"])
 
 
 # ---------------------------------------------------------------------------- sharding

@@ -42,7 +42,7 @@ class State:
       extra: `format` holds one key, which names the formats of the slots, so that a
         state written with another code book has another structure and cannot be
         loaded by mistake; below it, for conversions, is an int32 array of how each
-        leaf is stored (see `octavo.optim.storage.table`). No step reads it. Options add
+        leaf is stored (see `optim/storage/table.py`). No step reads it. Options add
         `skipped` (int32, steps not taken), `clip_history` (float32, (leaves, 100):
         squared norms) and `norms` (see `octavo.optim.last_norms`).
     """
