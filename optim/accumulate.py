@@ -56,9 +56,11 @@ class Accumulator:
             filled(jax.ShapeDtypeStruct(jnp.shape(p), self._dtype(p)), 0, p, sharding)
             for p, sharding in zip(tree.leaves, where, strict=True)
         ]
-        # Two arrays: one could not be donated twice.
-        counts = (everywhere(jnp.zeros((), jnp.int32), tree.leaves, where) for _ in "ab")
-        return AccumulateState(*counts, self.inner.init(params), tree.replaced(empty))
+        mini, steps = (  # two arrays: one could not be donated twice
+            everywhere(jnp.zeros((), jnp.int32), tree.leaves, where) for _ in range(2)
+        )
+        inner = self.inner.init(params)
+        return AccumulateState(mini, steps, inner, tree.replaced(empty))
 
     def update(
         self, updates: Any, state: Any, params: Any = None, **extra_args: Any
@@ -159,8 +161,8 @@ class Accumulator:
     def _places(self, tree: Leaves) -> Places:
         """Where the optimizer has parameters and states, as far as it is known."""
         settings = getattr(getattr(self.inner, "optimizer", None), "settings", None)
-        options = (getattr(settings, x, None) for x in ("sharding", "state_sharding"))
-        return places(*options, tree)
+        sharding = getattr(settings, "sharding", None)
+        return places(sharding, getattr(settings, "state_sharding", None), tree)
 
 
 def _constrained(x: jax.Array, sharding: NamedSharding | None) -> jax.Array:

@@ -54,11 +54,12 @@ class Options(TypedDict, total=False):
         of an int8 tile on TPU.
       block_axis: the axis along which blocks run, per leaf. Default None: the longest
         one other than the last.
-      min_shards: blocks fit into as many shards of the blocked axis, and into fewer, per
-        leaf: 4096 rows over 256 devices are shards of 16 rows, and take blocks of 16.
-        The most that any mesh will have; so the numbers do not depend on the one at
-        hand. Or the counts of mesh axes, `{"fsdp": 256, "tensor": 8}`, where `sharding`
-        says which of them partition a leaf. Default 1. See `docs/sharding.md`.
+      min_shards: blocks fit into so many shards of the blocked axis, and into fewer,
+        per leaf: 4096 rows over 256 devices are shards of 16 rows, with blocks of 16.
+        Give the most that any mesh will have; then the numbers do not depend on the
+        mesh at hand. Or the counts of mesh axes, `{"fsdp": 256, "tensor": 8}`, where
+        `sharding` says which of them partition a leaf. Default 1: 32 rows and up have
+        whole blocks. See `docs/sharding.md`.
       layer_axes: axes along which leaves stack layers, as scan over layers does: an
         int or a tuple of them, per leaf; None: the leaf is one layer. Each layer has
         norms and a ratio of its own, and no block spans two.

@@ -1,14 +1,19 @@
-"""The shardings of parameters that exist, by path: what `tx.bind` remembers."""
+"""How parameters that exist say that they are sharded: `tx.bind`, and flax's boxes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from octavo.pallas_kernels import Storage
+
+from ..checks import is_traced, warn_once
 from ..storage.shards import mesh_axes
-from ..storage.tree import path_name
+from ..storage.tree import is_boxed, path_name
+from .geometry import fitting, shards
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,35 @@ def bound(params: Any) -> Bound | None:
     return None
 
 
+def check_boxes(params: Any, records: Sequence[Storage]) -> None:
+    """Say so before flax does, where its boxes give scales a spec that does not divide.
+
+    Raises:
+      ValueError: where nnx would raise, as soon as it has the state.
+    """
+    flat, _ = jax.tree_util.tree_flatten_with_path(params)
+    if not any(is_boxed(path) for path, _ in flat):
+        return
+    from flax import nnx
+
+    boxes, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=_says)
+    for (path, box), record in zip(boxes, records, strict=True):
+        where, blocks = _by_metadata(box), record.blocks
+        if where is None or not record.quantized:
+            continue
+        if fitting(where, blocks.scale_shape).spec == where.spec:
+            continue
+        parts = shards(where, len(blocks.shape))[blocks.axis or 0]
+        message = (
+            f"{path_name(path)!r} of shape {blocks.shape} has {where.spec}, and flax "
+            f"gives that to its scales, too, whose shape {blocks.scale_shape} does "
+            f"not divide: pass min_shards={parts} to the optimizer"
+        )
+        if isinstance(box, nnx.Variable):
+            raise ValueError(message)
+        warn_once(message + ", or take optim.state_sharding in place of flax's")
+
+
 def _says(x: Any) -> bool:
     from flax import nnx  # not where Octavo is imported: it takes seconds
     from flax.core import meta
@@ -64,29 +98,35 @@ def _says(x: Any) -> bool:
 
 def _sharding(leaf: Any) -> Any:
     """Of a leaf or its box; None: it says nothing."""
-    import flax.linen as nn
+    values = jax.tree.leaves(leaf, is_leaf=lambda x: isinstance(x, PartitionSpec))
+    value = values[0] if len(values) == 1 else None
+    own = value if isinstance(value, jax.sharding.Sharding) else _of_array(value)
+    return own if isinstance(own, NamedSharding) else _by_metadata(leaf) or own
+
+
+def _by_metadata(box: Any) -> NamedSharding | None:
+    """As flax's metadata says, or a spec, within a mesh."""
+    from flax import linen as nn
     from flax import nnx
     from flax.core import meta
 
-    value, spec = leaf, None
-    if isinstance(leaf, nnx.Variable):
-        value, spec = leaf.get_raw_value(), nnx.get_partition_spec(leaf).get_raw_value()
-    elif isinstance(leaf, meta.AxisMetadata):
-        value = leaf.unbox(apply_constraint=False)
-        spec = nn.get_partition_spec(leaf)
-        if isinstance(leaf, nn.LogicallyPartitioned):
-            spec = nn.logical_to_mesh(spec)
-    elif isinstance(leaf, PartitionSpec):
-        spec = leaf
-    own = value if isinstance(value, jax.sharding.Sharding) else _of_array(value)
-    if isinstance(own, NamedSharding):
-        return own
-    mesh = jax.sharding.get_mesh()
+    spec: Any = None
+    if isinstance(box, nnx.Variable):
+        spec = nnx.get_partition_spec(box).get_raw_value()
+    elif isinstance(box, meta.AxisMetadata):
+        spec = nn.get_partition_spec(box)
+        if isinstance(box, nn.LogicallyPartitioned):
+            spec = nn.spmd.logical_to_mesh(spec)
+    elif isinstance(box, PartitionSpec):
+        spec = box
+    mesh: Any = jax.sharding.get_abstract_mesh()
+    if not mesh.empty and not is_traced(jnp.zeros(())):
+        mesh = jax.sharding.get_mesh()  # with devices, but not within jit
     names = {name for axis in spec or () for name in mesh_axes(axis)}
     if spec is None or mesh.empty or not names <= set(mesh.axis_names):
-        return own
+        return None
     return NamedSharding(mesh, spec)
 
 
 def _of_array(x: Any) -> jax.sharding.Sharding | None:
-    return getattr(x, "sharding", None) if not isinstance(x, jax.core.Tracer) else None
+    return None if is_traced(x) else getattr(x, "sharding", None)

@@ -13,6 +13,7 @@ from ..storage.shards import mesh_axes
 from ..storage.tree import SHARDINGS, Leaves, per_leaf
 from .geometry import fitting, is_explicit, shards
 
+
 def placements(option: Any, tree: Leaves) -> list[NamedSharding | None]:
     """The sharding of each leaf; None where it is not known, or is one device.
 
@@ -78,9 +79,7 @@ def _constrained(x: jax.Array, sharding: NamedSharding) -> jax.Array:
     return lax.with_sharding_constraint(x, sharding)
 
 
-def full(
-    shardings: Any, tree: Leaves, option: str = "sharding"
-) -> list[NamedSharding]:
+def full(shardings: Any, tree: Leaves, option: str = "sharding") -> list[NamedSharding]:
     """The sharding of each leaf, from what an option says of it; checked."""
     if not tree.leaves:
         return []

@@ -13,6 +13,7 @@ from octavo import pallas_kernels as kernels
 from octavo.pallas_kernels import Program, Rule, Scalars, Storage
 
 from ..options import Settings, check_backend
+from ..sharding.binding import check_boxes
 from ..sharding.finer import Places, places
 from ..sharding.placement import everywhere, filled
 from ..storage.plan import plan, quantizes
@@ -76,6 +77,7 @@ class Optimizer:
         """A fresh state, sharded like the parameters."""
         leaves = Leaves.of(params)
         records = self.records(leaves)
+        check_boxes(params, records)
         where = self.places(leaves).state
         each = list(zip(records, leaves.leaves, where, strict=True))
         trees = {}

@@ -36,9 +36,14 @@ def path_name(path: Any) -> str:
     Without the box around a leaf, a `Variable` of nnx or a `Partitioned` of linen: then
     it is the same before and after they are unboxed.
     """
-    if len(path) > 1 and path[-1] == _IN_BOX:
+    if is_boxed(path):
         path = path[:-1]
     return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def is_boxed(path: Any) -> bool:
+    """Whether a key path ends in a box."""
+    return len(path) > 1 and path[-1] == _IN_BOX
 
 
 _IN_BOX = jax.tree_util.GetAttrKey("value")
