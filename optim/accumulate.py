@@ -86,10 +86,15 @@ class Accumulator:
             return step(self.inner, mean, inner, params, **extra_args)
 
         tree = Leaves.of(params)
-        out, state = self._in_turn(state, acc, last, params)
-        # XLA would leave parameters as the state is, which may be in smaller shards.
-        rows = zip(jax.tree.leaves(out), self._places(tree).params, strict=True)
-        return tree.replaced([_constrained(p, where) for p, where in rows]), state
+        where = self._places(tree).params
+
+        def home(params: Any) -> Any:
+            """XLA would leave them as the state is, which may be in smaller shards."""
+            rows = zip(jax.tree.leaves(params), where, strict=True)
+            return tree.replaced([_constrained(*row) for row in rows])
+
+        out, state = self._in_turn(state, acc, last, home(params))
+        return home(out), state
 
     def _in_turn(
         self, state: AccumulateState, acc: Any, last: Callable[..., Any], kept: Any
@@ -142,12 +147,12 @@ class Accumulator:
         """Of one leaf, with one gradient more."""
         if not _adds(acc):
             return acc
-        wide = jnp.promote_types(acc.dtype, jnp.float32)
+        wide = jnp.float32 if acc.dtype == jnp.bfloat16 else acc.dtype
         if sharding is not None:
             g = resharded(jnp.asarray(g), sharding)
         # What is left of the last step counts for nothing, an infinity neither.
-        old = jnp.where(count == 0, 0, acc.astype(wide))
-        mean = old + (g.astype(wide) - old) / (count + 1)
+        old = jnp.where(count == 0, jnp.zeros((), wide), acc.astype(wide))
+        mean = old + (g.astype(wide) - old) / (count + 1).astype(wide)
         if acc.dtype == jnp.bfloat16:
             mean = unbiased(mean, acc.dtype, key, int(leaf_number(path)))
         return _constrained(mean, sharding)

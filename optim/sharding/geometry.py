@@ -44,8 +44,10 @@ def resharded(arrays: Any, sharding: NamedSharding) -> Any:
 
     def of(x: jax.Array) -> jax.Array:
         own = jax.typeof(x).sharding
+        # What is still to be added up over devices is added up on the way.
+        done = not own.mesh.empty and not own.spec.unreduced
         spec = padded_spec(sharding, x.ndim)
-        same = not own.mesh.empty and padded_spec(own, x.ndim) == spec
+        same = done and padded_spec(own, x.ndim) == spec
         return x if same else jax.sharding.reshard(x, sharding)
 
     return jax.tree.map(of, arrays) if is_explicit(sharding) else arrays

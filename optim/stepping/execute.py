@@ -52,6 +52,7 @@ def run_tasks(
       For each leaf what its program makes of it: a Leaf, or sums of shape (sums,
       layers). None where there is no task.
     """
+    leaves = [_from_home(*pair) for pair in zip(tasks, leaves, strict=True)]
     found: list[Any] = [None] * len(tasks)
     whole = [k for k, task in enumerate(tasks) if isinstance(task, Whole)]
     inside = []
@@ -82,6 +83,14 @@ def run_tasks(
         for k, result in zip(some, results, strict=True):
             found[k] = _at_home(tasks[k], result)
     return found
+
+
+def _from_home(task: Any, leaf: Leaf) -> Leaf:
+    """Where states are in smaller shards, XLA would take parameters there for good."""
+    home = task.home if isinstance(task, Sharded) else None
+    if home is None or leaf.p is None or is_explicit(home):
+        return leaf
+    return leaf._replace(p=lax.with_sharding_constraint(leaf.p, home))
 
 
 def _at_home(task: Any, found: Any) -> Any:
