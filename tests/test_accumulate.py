@@ -31,7 +31,7 @@ def expect_equal(a: Any, b: Any) -> None:
 
 @pytest.mark.parametrize("inner", ["identity", "adamw"])
 def test_in_float32_it_is_multi_steps(inner: str) -> None:
-    """Bit for bit; what Adam makes of it, up to what XLA contracts in one of the two."""
+    """Bit for bit; what Adam makes of it, up to what XLA contracts in one of both."""
     tx: Any = optax.identity() if inner == "identity" else optim.adamw(1e-2)
     ours, theirs = optim.accumulate(tx, STEPS), optax.MultiSteps(tx, STEPS)
 
@@ -53,7 +53,8 @@ def test_in_float32_it_is_multi_steps(inner: str) -> None:
         if inner == "identity":
             expect_equal(u, v)
         else:
-            jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), u, v)
+            # Updates are as large as the rate, 1e-2, of which this is 4 ulps.
+            jax.tree.map(partial(np.testing.assert_allclose, atol=4e-9), u, v)
 
 
 @pytest.mark.parametrize("inner", ["octavo", "chain", "optax"])
