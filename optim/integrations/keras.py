@@ -1,89 +1,39 @@
 """Octavo as an optimizer of Keras 3, on its JAX backend."""
 
-import difflib
 import inspect
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
-import keras
 import numpy as np
 import optax
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from octavo import schedules
-
-from .. import aliases
-from ..adagrad import adagrad
-from ..adam import adam, adamw
-from ..adamax import adamax
-from ..ademamix import ademamix
-from ..checks import check_learning_rate
-from ..lamb import lamb
-from ..lars import lars
-from ..lion import lion
+from ..explain import Explanation, explain
 from ..options import embeddings_in_32bit
-from ..rmsprop import rmsprop
-from ..sgd import sgd
-from ..stepping.transformation import Transformation, step
+from ..stepping.transformation import Transformation
 from ..storage.tree import path_name
+from .keras_binding import (
+    bound,
+    by_name,
+    check_transformation,
+    mesh_of,
+    names_of,
+    take_step,
+)
+from .keras_rates import Schedule, check_backend, for_keras, keras
 
-if keras.backend.backend() != "jax":
-    raise ImportError(
-        f"Keras runs on {keras.backend.backend()!r}, and Octavo on JAX alone. Set the "
-        'environment variable KERAS_BACKEND="jax" before keras is imported'
-    )
+check_backend()
 
-_BASE = (adagrad, adam, adamw, adamax, ademamix, lamb, lars, lion, rmsprop, sgd)
-_NAMED: dict[str, Callable[..., Transformation]] = {
-    **{function.__name__: function for function in _BASE},
-    **{name: getattr(aliases, name) for name in aliases.__all__},
-}
-_WORDS = {"beta_1": "b1", "beta_2": "b2", "epsilon": "eps"}
 # What Keras does itself: all arguments of its optimizers but the two that are a step's.
 _OF_KERAS = frozenset(inspect.signature(keras.optimizers.Optimizer).parameters) - {
     *("learning_rate", "weight_decay", "kwargs")
 }
 
 keras.saving.register_keras_serializable("octavo")(embeddings_in_32bit)
-
-
-@keras.saving.register_keras_serializable("octavo")
-class Schedule(keras.optimizers.schedules.LearningRateSchedule):
-    """A schedule of Octavo or optax for Keras: it counts updates, and no batches.
-
-    Args:
-      function: from the number of updates to the learning rate. One that is not
-        Octavo's is saved by its name, as Keras saves functions.
-    """
-
-    def __init__(self, function: Callable[[Any], Any]) -> None:
-        try:
-            inspect.signature(function).bind(0)
-        except TypeError as error:
-            raise ValueError(
-                f"learning_rate={function!r} must take the number of updates: {error}"
-            ) from None
-        self.function = function
-
-    def __call__(self, step: Any) -> Any:
-        return self.function(keras.ops.convert_to_tensor(step))
-
-    def get_config(self) -> dict[str, Any]:
-        if isinstance(self.function, schedules.Schedule):
-            return {"function": self.function.to_dict()}
-        return {"function": keras.saving.serialize_keras_object(self.function)}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "Schedule":
-        function = config["function"]
-        if "name" in function:
-            return cls(schedules.Schedule.from_dict(function))
-        return cls(keras.saving.deserialize_keras_object(function))
 
 
 @dataclass(frozen=True)
@@ -100,13 +50,15 @@ class _Built:
     """What is known once there are variables.
 
     Attributes:
-      step: what a step calls: with the learning rate, gradients, state, parameters.
+      tx: the transformation, for these variables.
+      step: `take_step` of it, compiled.
       variables: what it steps, by name.
       state: its state's leaves, each a variable.
       structure: of the state.
       tables: those of the leaves that say how the state is stored.
     """
 
+    tx: optax.GradientTransformation
     step: Callable[..., Any]
     variables: dict[str, Any]
     state: list[Any]
@@ -160,15 +112,14 @@ class Optimizer(keras.optimizers.Optimizer):
         of_keras = {key: x for key, x in arguments.items() if key in _OF_KERAS}
         rest = {key: x for key, x in arguments.items() if key not in _OF_KERAS}
         if isinstance(optimizer, str):
-            rest = {_WORDS.get(key, key): x for key, x in rest.items()}
             rate = 1e-3 if learning_rate is None else learning_rate
-            tx = _by_name(optimizer)(0.0, **rest)
+            tx = by_name(optimizer, rest)
         else:
-            _check_transformation(optimizer, {"learning_rate": learning_rate, **rest})
+            check_transformation(optimizer, {"learning_rate": learning_rate, **rest})
             tx = optimizer
             known = isinstance(tx, Transformation)
             rate = tx.optimizer.learning_rate if known else float("nan")
-        super().__init__(_for_keras(rate), **of_keras)
+        super().__init__(for_keras(rate), **of_keras)
         self._source = _Source(optimizer, rest, tx)
         # Keras' exclude_from_weight_decay looks at this name: it comes before `build`.
         self._built: _Built | None = None
@@ -185,7 +136,7 @@ class Optimizer(keras.optimizers.Optimizer):
                 "the learning rate is inside of the optax transformation, where Keras "
                 "cannot set it: give an optimizer of octavo.optim"
             )
-        value = _for_keras(value) if callable(value) else value
+        value = for_keras(value) if callable(value) else value
         keras.optimizers.Optimizer.learning_rate.fset(self, value)
 
     # ------------------------------------------------------------------------ its steps
@@ -198,20 +149,20 @@ class Optimizer(keras.optimizers.Optimizer):
         stepped = [
             v for v in variables if not self._overwrite_variable_with_gradient(v)
         ]
-        named = dict(zip(_names_of(stepped), stepped, strict=True))
+        named = dict(zip(names_of(stepped), stepped, strict=True))
         params = {name: v.value for name, v in named.items()}
         decays = {name: self._use_weight_decay(v) for name, v in named.items()}
-        tx = _bound(self._source.tx, params, decays)
+        tx = bound(self._source.tx, params, decays)
         flat, structure = jax.tree_util.tree_flatten_with_path(tx.init(params))
         paths = [path_name(path) for path, _ in flat]
-        mesh = _mesh_of(params)
+        mesh = mesh_of(params)
         state = [
             self._variable_of(path, x, mesh)
             for path, (_, x) in zip(paths, flat, strict=True)
         ]
         tables = [v for path, v in zip(paths, state, strict=True) if "format/" in path]
-        step_of = jax.jit(partial(_step, tx))
-        self._built = _Built(step_of, named, state, structure, tables)
+        compiled = jax.jit(partial(take_step, tx))
+        self._built = _Built(tx, compiled, named, state, structure, tables)
 
     def _variable_of(self, name: str, value: jax.Array, mesh: Any) -> Any:
         layout = value.sharding if mesh is not None else None
@@ -262,6 +213,24 @@ class Optimizer(keras.optimizers.Optimizer):
         for v, x in zip(built.state, jax.tree.leaves(state), strict=True):
             v.assign(x)
 
+    def explain(self, platform: str | None = None) -> Explanation:
+        """What a step does with each variable: see `octavo.optim.explain`.
+
+        Raises:
+          ValueError: before the optimizer is built.
+          TypeError: where the transformation is not Octavo's.
+        """
+        if self._built is None:
+            raise ValueError(
+                "explain needs variables: call optimizer.build(model.trainable_"
+                "variables), or fit, first"
+            )
+        params = {
+            name: jax.ShapeDtypeStruct(v.shape, v.dtype)
+            for name, v in self._built.variables.items()
+        }
+        return explain(self._built.tx, params, platform=platform)
+
     # ---------------------------------------------------------------- saving, restoring
 
     def get_config(self) -> dict[str, Any]:
@@ -311,95 +280,3 @@ class Optimizer(keras.optimizers.Optimizer):
                     "that it was saved with"
                 )
         super().load_own_variables(store)
-
-
-def _by_name(name: str) -> Callable[..., Transformation]:
-    if name not in _NAMED:
-        near = difflib.get_close_matches(name, _NAMED, n=1)
-        meant = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(
-            f"octavo.optim has no optimizer {name!r}{meant} There are "
-            f"{', '.join(sorted(_NAMED))}"
-        )
-    return _NAMED[name]
-
-
-def _check_transformation(tx: Any, arguments: dict[str, Any]) -> None:
-    if not isinstance(tx, optax.GradientTransformation):
-        raise TypeError(
-            f"optimizer is a {type(tx).__name__}: give a name, such as "
-            'Optimizer("adamw"), or a transformation, Optimizer(optim.adamw(1e-3))'
-        )
-    given = [name for name, x in arguments.items() if x is not None]
-    if given:
-        raise ValueError(
-            f"{', '.join(given)}: a transformation has its own. Write "
-            f'Optimizer("adamw", {given[0]}=...), or give it to the transformation'
-        )
-
-
-def _for_keras(rate: Any) -> Any:
-    """A learning rate as Keras takes it: a float, or a schedule of its own kind."""
-    check_learning_rate(0.0 if rate != rate else rate)
-    if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
-        return rate
-    return Schedule(rate) if callable(rate) else float(rate)
-
-
-def _names_of(variables: Sequence[Any]) -> list[str]:
-    """Their paths, without what all have in common: layer and variable at least.
-
-    Random numbers of the rounding depend on names, and Keras gives a loaded model's
-    variables paths without the model's own name. A number tells equal paths apart.
-    """
-    paths = [v.path.split("/") for v in variables]
-    while len({path[0] for path in paths}) == 1 and min(map(len, paths)) > 2:
-        paths = [path[1:] for path in paths]
-    seen: Counter[str] = Counter()
-    names = []
-    for name in map("/".join, paths):
-        seen[name] += 1
-        names.append(name if seen[name] == 1 else f"{name}:{seen[name]}")
-    return names
-
-
-def _mesh_of(params: dict[str, jax.Array]) -> Any:
-    """The mesh of a Keras distribution, or None."""
-    meshes = (x.sharding.mesh for x in params.values() if _is_named(x.sharding))
-    return next(meshes, None)
-
-
-def _is_named(sharding: Any) -> bool:
-    return isinstance(sharding, NamedSharding)
-
-
-def _bound(tx: Any, params: dict[str, jax.Array], decays: dict[str, bool]) -> Any:
-    """The transformation for these variables: their shardings, and which decay."""
-    excluded = not all(decays.values())
-    if not isinstance(tx, Transformation):
-        if excluded:
-            raise ValueError(
-                "exclude_from_weight_decay: the transformation is not Octavo's. Give "
-                "it a mask, as optax.adamw(..., mask=...)"
-            )
-        return tx
-    optimizer = tx.optimizer
-    if excluded:
-        if optimizer.masks["mask"] is not None:
-            raise ValueError(
-                "mask= and exclude_from_weight_decay say which variables decay: use "
-                "one of them"
-            )
-        optimizer = replace(optimizer, masks={**optimizer.masks, "mask": decays})
-    shardings = {name: x.sharding for name, x in params.items()}
-    if optimizer.settings.sharding is None and all(map(_is_named, shardings.values())):
-        settings = replace(optimizer.settings, sharding=shardings)
-        optimizer = replace(optimizer, settings=settings)
-    return Transformation(optimizer)
-
-
-def _step(tx: Any, rate: jax.Array, grads: Any, state: Any, params: Any) -> Any:
-    """New parameters and state, with Keras' learning rate where it is known."""
-    if isinstance(tx, Transformation):
-        tx = Transformation(replace(tx.optimizer, learning_rate=rate))
-    return step(tx, grads, state, params)
