@@ -2,15 +2,16 @@
 
     python examples/trainers/tunix_sft.py
 
-tunix' own Llama 3, small and with random weights in place of downloaded ones, learns
-Python's standard library, byte by byte, on 8 devices: 4 parts along `fsdp`, 2 along
-`tp`. Where there is no accelerator, they are made of the CPU.
+tunix' Llama 3, small and with random weights instead of downloaded ones, learns the
+source of Python's standard library on 8 devices: 4 parts along `fsdp`, 2 along `tp`.
+Where there is no accelerator, the devices are made of the CPU.
 """
 
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,7 +26,7 @@ from octavo import optim
 sys.path.append(str(Path(__file__).parents[1]))
 from _text import batch_of, read_text
 
-LENGTH = 64
+LENGTH = 64  # bytes of each text
 
 
 def make_model() -> Llama3:
@@ -33,62 +34,51 @@ def make_model() -> Llama3:
     small = ModelConfig(2, 256, 128, 256, 4, 32, 2, rope_theta=10_000, norm_eps=1e-5)
     rngs = nnx.Rngs(0)
     model = Llama3(small, rngs=rngs)
-    params = nnx.state(model)
-    random = jax.tree.map(
-        lambda w: 0.05 * jax.random.normal(rngs(), w.shape) if w.ndim > 1 else w, params
-    )
+
+    def drawn(p: jax.Array) -> jax.Array:
+        return 0.05 * jax.random.normal(rngs(), p.shape) if p.ndim > 1 else p
+
+    params = jax.tree.map(drawn, nnx.state(model))
     specs = nnx.get_partition_spec(params)
-    nnx.update(model, jax.lax.with_sharding_constraint(random, specs))
+    nnx.update(model, jax.lax.with_sharding_constraint(params, specs))
     return model
 
 
 def make_optimizer(model: Llama3) -> optim.Transformation:
-    """8-bit AdamW. It is told how the model is sharded: then each device runs the
-    kernel on its own shards."""
-    shardings = jax.tree.map(
-        lambda p: p.sharding, nnx.as_pure(nnx.state(model, nnx.Param))
-    )
-    return optim.adamw(2e-3, sharding=shardings)
+    """8-bit AdamW that knows the model's shardings: then kernels run on its shards."""
+    params = nnx.as_pure(nnx.state(model, nnx.Param))
+    return optim.adamw(2e-3, sharding=jax.tree.map(lambda p: p.sharding, params))
 
 
 def batches() -> Iterator[TrainingInput]:
+    """The same ones each time: a resumed run skips those that it has seen."""
     text = read_text(LENGTH)
     for k in range(1000):
         rows = batch_of(text, 0, k, 16, LENGTH)
         yield TrainingInput(rows, np.ones(rows.shape, bool))
 
 
-def model_input(batch: TrainingInput) -> dict:
-    return {
-        "input_tokens": batch.input_tokens,
-        "input_mask": batch.input_mask,
-        "positions": utils.build_positions_from_mask(batch.input_mask),
-        "attention_mask": utils.make_causal_attn_mask(batch.input_mask),
-    }
+def inputs(batch: TrainingInput) -> dict[str, Any]:
+    """What the model and tunix' loss take."""
+    positions = utils.build_positions_from_mask(batch.input_mask)
+    attention = utils.make_causal_attn_mask(batch.input_mask)
+    return {**vars(batch), "positions": positions, "attention_mask": attention}
 
 
-def train(folder: str, steps: int, make_optimizer=make_optimizer) -> PeftTrainer:
-    """Until so many steps are done, from the last checkpoint in the folder."""
-    mesh = jax.make_mesh((4, 2), ("fsdp", "tp"), (AxisType.Auto,) * 2)
-    config = TrainingConfig(
-        eval_every_n_steps=steps,
-        max_steps=steps,
-        gradient_accumulation_steps=2,
-        checkpoint_root_directory=folder,
-    )
-    with mesh:
+def train(folder: str, steps: int, make_optimizer: Any = make_optimizer) -> PeftTrainer:
+    """Up to this step, from the last checkpoint in the folder."""
+    options = {"gradient_accumulation_steps": 2, "checkpoint_root_directory": folder}
+    config = TrainingConfig(max_steps=steps, eval_every_n_steps=steps, **options)
+    with jax.make_mesh((4, 2), ("fsdp", "tp"), (AxisType.Auto,) * 2):
         model = make_model()
         trainer = PeftTrainer(model, make_optimizer(model), config)
-        trainer.with_gen_model_input_fn(model_input).train(batches())
+        trainer.with_gen_model_input_fn(inputs).train(batches())
     return trainer
-
-
-def losses(trainer: PeftTrainer) -> np.ndarray:
-    return trainer.metrics_logger.get_metric_history("", "loss", "train")
 
 
 if __name__ == "__main__":
     jax.config.update("jax_num_cpu_devices", 8)  # does nothing to other devices
     with tempfile.TemporaryDirectory() as folder:
         for steps in (10, 20):
-            print(losses(train(folder, steps)))
+            trainer = train(folder, steps)
+            print(trainer.metrics_logger.get_metric_history("", "loss", "train"))

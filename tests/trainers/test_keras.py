@@ -1,86 +1,36 @@
 """Keras 3 trains with Octavo as with its own optimizers, on a mesh and off it."""
 
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-import jax
 import keras
 import keras_fit
 import numpy as np
 import optax
 import pytest
+from fits import RATE, SMALL, adam, losses, model_with, octavo, state_bytes
 
-from octavo import optim, schedules
+from octavo import optim
 from octavo.optim.integrations.keras import Optimizer
 
-# Keras adds epsilon before Adam's bias correction, Octavo and the paper after it. One so
-# small tells them apart nowhere; what is left is the rounding of float32.
-SMALL = 1e-10
-RATE = 5e-4
-
-
-@pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    """Names of layers start anew: the same in each test."""
-    keras.utils.clear_session()
-    yield
-    keras.distribution.set_distribution(None)
-    keras.config.set_dtype_policy("float32")
-
-
-def model_with(optimizer: Any, **options: Any) -> keras.Model:
-    model = keras_fit.make_model(optimizer)
-    if options:
-        model.compile(optimizer, model.loss, **options)
-    return model
-
-
-def losses(model: keras.Model, epochs: int = 2, **options: Any) -> np.ndarray:
-    """Of each epoch of 8 batches."""
-    rng = np.random.default_rng(0)
-    images = rng.random((256, 64), np.float32)
-    labels = (images @ rng.random((64, 10))).argmax(1)
-    done = model.fit(
-        images,
-        labels,
-        batch_size=32,
-        epochs=epochs,
-        verbose=0,
-        shuffle=False,
-        **options,
-    )
-    return np.array(done.history["loss"])
-
-
-def adam(**arguments: Any) -> keras.optimizers.Optimizer:
-    return keras.optimizers.Adam(
-        **{"learning_rate": RATE, "epsilon": SMALL, **arguments}
-    )
-
-
-def octavo(name: str = "adam", **arguments: Any) -> Optimizer:
-    given = {"learning_rate": RATE, "eps": SMALL, "state": "32bit", **arguments}
-    return Optimizer(name, **given)
-
-
-def state_bytes(model: keras.Model) -> int:
-    return sum(v.value.nbytes for v in model.optimizer.variables)
+# numpy deprecates how Keras hands out its variables.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")
 
 
 # ------------------------------------------------------------------------------- losses
 
 
 def test_a_real_fit_has_the_losses_of_keras_adam() -> None:
-    models = [keras_fit.make_model(x) for x in (adam(), octavo(), octavo(state="8bit"))]
-    own, wide, narrow = (np.array(keras_fit.fit(model)) for model in models)
+    found, sizes = [], []
+    for optimizer in (adam(), octavo(), octavo(state="8bit")):
+        model = keras_fit.make_model(optimizer)
+        found.append(np.array(keras_fit.fit(model)))
+        sizes.append(state_bytes(model))
+    own, wide, narrow = found
+    print(f"losses {own[-1]:.4f} {wide[-1]:.4f} {narrow[-1]:.4f}, bytes {sizes}")
     assert own[-1] < own[0] / 4
     np.testing.assert_allclose(wide, own, atol=1e-4)
     np.testing.assert_allclose(narrow, own, atol=5e-3)
-    sizes = [state_bytes(model) for model in models]
-    print(f"losses {own[-1]:.4f} {wide[-1]:.4f} {narrow[-1]:.4f}, bytes {sizes}")
     assert sizes[2] < sizes[0] / 2.5  # biases and the last kernel are not quantized
 
 
@@ -102,7 +52,7 @@ ALIKE: dict[str, Callable[[], tuple[Any, Any]]] = {
             gradient_accumulation_steps=2,
         ),
         octavo(
-            learning_rate=lambda count: 1e-3 * (1 - (2 * count + 1) / 16),
+            learning_rate=lambda n: 1e-4 + 9e-4 * (1 - (2 * n + 1) / 16),
             gradient_accumulation_steps=2,
         ),
     ),
@@ -112,7 +62,10 @@ ALIKE: dict[str, Callable[[], tuple[Any, Any]]] = {
         octavo(global_clipnorm=0.01),
     ),
     "clipvalue": lambda: (adam(clipvalue=1e-4), octavo(clipvalue=1e-4)),
-    "moving average": lambda: (adam(use_ema=True), octavo(use_ema=True)),
+    "moving average": lambda: tuple(
+        make(use_ema=True, ema_momentum=0.5, ema_overwrite_frequency=4)
+        for make in (adam, octavo)
+    ),
     "loss scale": lambda: (
         keras.optimizers.LossScaleOptimizer(adam()),
         keras.optimizers.LossScaleOptimizer(octavo()),
@@ -150,8 +103,8 @@ def test_each_of_these_cases_changes_losses() -> None:
 def test_weight_decay_and_variables_without_it() -> None:
     found = []
     for make in (
-        lambda: keras.optimizers.AdamW(RATE, weight_decay=1.0, epsilon=SMALL),
-        lambda: octavo("adamw", weight_decay=1.0),
+        lambda: keras.optimizers.AdamW(RATE, weight_decay=10.0, epsilon=SMALL),
+        lambda: octavo("adamw", weight_decay=10.0),
     ):
         optimizer = make()
         optimizer.exclude_from_weight_decay(var_names=["bias"])
@@ -165,7 +118,8 @@ def test_weight_decay_and_variables_without_it() -> None:
             assert isinstance(optimizer, keras.optimizers.AdamW)
             raise ValueError("before")  # Keras' own does not notice
     for ours, theirs in zip(found[1], found[0], strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+        # Decay changes 0.1 by 0.008 in these 16 steps of at most 5e-4.
+        np.testing.assert_allclose(ours, theirs, atol=1e-3)
 
 
 @pytest.mark.parametrize("options", [{"jit_compile": False}, {"run_eagerly": True}])
