@@ -2,9 +2,8 @@
 
     python examples/trainers/tunix_sft.py
 
-tunix' Llama 3, small and with random weights instead of downloaded ones, learns the
-source of Python's standard library on 8 devices: 4 parts along `fsdp`, 2 along `tp`.
-Where there is no accelerator, the devices are made of the CPU.
+tunix' Llama 3, small and with random weights, learns the source of Python's standard
+library on 8 devices, if need be made of the CPU: 4 parts along `fsdp`, 2 along `tp`.
 """
 
 import sys
@@ -26,8 +25,6 @@ from octavo import optim
 sys.path.append(str(Path(__file__).parents[1]))
 from _text import batch_of, read_text
 
-LENGTH = 64  # bytes of each text
-
 
 def make_model() -> Llama3:
     """Sharded over the mesh of the context, as the model's metadata says."""
@@ -46,15 +43,14 @@ def make_model() -> Llama3:
 
 def make_optimizer(model: Llama3) -> optim.Transformation:
     """8-bit AdamW that knows the model's shardings: then kernels run on its shards."""
-    params = nnx.as_pure(nnx.state(model, nnx.Param))
-    return optim.adamw(2e-3, sharding=jax.tree.map(lambda p: p.sharding, params))
+    return optim.adamw(2e-3).bind(model)
 
 
-def batches() -> Iterator[TrainingInput]:
+def batches(length: int = 64) -> Iterator[TrainingInput]:
     """The same ones each time: a resumed run skips those that it has seen."""
-    text = read_text(LENGTH)
+    text = read_text(length)
     for k in range(1000):
-        rows = batch_of(text, 0, k, 16, LENGTH)
+        rows = batch_of(text, 0, k, 16, length)
         yield TrainingInput(rows, np.ones(rows.shape, bool))
 
 

@@ -17,7 +17,7 @@ from ..options import embeddings_in_32bit
 from ..stepping.transformation import Transformation
 from ..storage.tree import path_name
 from .keras_binding import (
-    bound,
+    bound_to,
     by_name,
     check_transformation,
     mesh_of,
@@ -152,7 +152,7 @@ class Optimizer(keras.optimizers.Optimizer):
         named = dict(zip(names_of(stepped), stepped, strict=True))
         params = {name: v.value for name, v in named.items()}
         decays = {name: self._use_weight_decay(v) for name, v in named.items()}
-        tx = bound(self._source.tx, params, decays)
+        tx = bound_to(self._source.tx, params, decays)
         flat, structure = jax.tree_util.tree_flatten_with_path(tx.init(params))
         paths = [path_name(path) for path, _ in flat]
         mesh = mesh_of(params)

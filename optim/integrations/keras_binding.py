@@ -77,15 +77,11 @@ def names_of(variables: Sequence[Any]) -> list[str]:
 
 def mesh_of(params: dict[str, jax.Array]) -> Mesh | None:
     """The mesh of a Keras distribution, or None."""
-    meshes = (x.sharding.mesh for x in params.values() if _is_named(x.sharding))
-    return next(meshes, None)
+    shardings = (x.sharding for x in params.values())
+    return next((s.mesh for s in shardings if isinstance(s, NamedSharding)), None)
 
 
-def _is_named(sharding: Any) -> bool:
-    return isinstance(sharding, NamedSharding)
-
-
-def bound(tx: Any, params: dict[str, jax.Array], decays: dict[str, bool]) -> Any:
+def bound_to(tx: Any, params: dict[str, jax.Array], decays: dict[str, bool]) -> Any:
     """The transformation for these variables: their shardings, and which decay."""
     excluded = not all(decays.values())
     if not isinstance(tx, Transformation):
@@ -103,11 +99,8 @@ def bound(tx: Any, params: dict[str, jax.Array], decays: dict[str, bool]) -> Any
                 "one of them"
             )
         optimizer = replace(optimizer, masks={**optimizer.masks, "mask": decays})
-    shardings = {name: x.sharding for name, x in params.items()}
-    if optimizer.settings.sharding is None and all(map(_is_named, shardings.values())):
-        settings = replace(optimizer.settings, sharding=shardings)
-        optimizer = replace(optimizer, settings=settings)
-    return Transformation(optimizer)
+    tx = Transformation(optimizer)
+    return tx.bind(params) if optimizer.settings.sharding is None else tx
 
 
 def take_step(tx: Any, rate: jax.Array, grads: Any, state: Any, params: Any) -> Any:
