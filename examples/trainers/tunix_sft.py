@@ -29,8 +29,7 @@ from _text import batch_of, read_text
 def make_model() -> Llama3:
     """Sharded over the mesh of the context, as the model's metadata says."""
     small = ModelConfig(2, 256, 128, 256, 4, 32, 2, rope_theta=10_000, norm_eps=1e-5)
-    rngs = nnx.Rngs(0)
-    model = Llama3(small, rngs=rngs)
+    model = Llama3(small, rngs=(rngs := nnx.Rngs(0)))
 
     def drawn(p: jax.Array) -> jax.Array:
         return 0.05 * jax.random.normal(rngs(), p.shape) if p.ndim > 1 else p
@@ -57,14 +56,14 @@ def batches(length: int = 64) -> Iterator[TrainingInput]:
 def inputs(batch: TrainingInput) -> dict[str, Any]:
     """What the model and tunix' loss take."""
     positions = utils.build_positions_from_mask(batch.input_mask)
-    attention = utils.make_causal_attn_mask(batch.input_mask)
-    return {**vars(batch), "positions": positions, "attention_mask": attention}
+    mask = utils.make_causal_attn_mask(batch.input_mask)
+    return {**vars(batch), "positions": positions, "attention_mask": mask}
 
 
 def train(folder: str, steps: int, make_optimizer: Any = make_optimizer) -> PeftTrainer:
     """Up to this step, from the last checkpoint in the folder."""
-    options = {"gradient_accumulation_steps": 2, "checkpoint_root_directory": folder}
-    config = TrainingConfig(max_steps=steps, eval_every_n_steps=steps, **options)
+    saved = {"checkpoint_root_directory": folder, "gradient_accumulation_steps": 2}
+    config = TrainingConfig(max_steps=steps, eval_every_n_steps=steps, **saved)
     with jax.make_mesh((4, 2), ("fsdp", "tp"), (AxisType.Auto,) * 2):
         model = make_model()
         trainer = PeftTrainer(model, make_optimizer(model), config)
@@ -76,5 +75,5 @@ if __name__ == "__main__":
     jax.config.update("jax_num_cpu_devices", 8)  # does nothing to other devices
     with tempfile.TemporaryDirectory() as folder:
         for steps in (10, 20):
-            trainer = train(folder, steps)
-            print(trainer.metrics_logger.get_metric_history("", "loss", "train"))
+            logger = train(folder, steps).metrics_logger
+            print(logger.get_metric_history("", "loss", "train"))
