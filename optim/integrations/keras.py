@@ -58,7 +58,7 @@ class _Built:
       tables: those of the leaves that say how the state is stored.
     """
 
-    tx: optax.GradientTransformation
+    tx: Any
     step: Callable[..., Any]
     variables: dict[str, Any]
     state: list[Any]
@@ -137,7 +137,7 @@ class Optimizer(keras.optimizers.Optimizer):
                 "cannot set it: give an optimizer of octavo.optim"
             )
         value = for_keras(value) if callable(value) else value
-        keras.optimizers.Optimizer.learning_rate.fset(self, value)
+        keras.optimizers.Optimizer.learning_rate.fset(self, value)  # type: ignore
 
     # ------------------------------------------------------------------------ its steps
 
@@ -170,7 +170,7 @@ class Optimizer(keras.optimizers.Optimizer):
             layout = NamedSharding(mesh, PartitionSpec())
         return self.add_variable(
             value.shape,
-            initializer=lambda shape, dtype: value,
+            initializer=lambda shape, dtype: value,  # type: ignore
             dtype=value.dtype.name,
             layout=layout,
             name=name.replace("/", "_"),
@@ -241,7 +241,7 @@ class Optimizer(keras.optimizers.Optimizer):
         if not isinstance(source.optimizer, str):
             del config["learning_rate"]  # it is the transformation's
             return {"optimizer": None, **config}
-        arguments = keras.saving.serialize_keras_object(source.arguments)
+        arguments: Any = keras.saving.serialize_keras_object(source.arguments)
         return {"optimizer": source.optimizer, **config, **arguments}
 
     @classmethod

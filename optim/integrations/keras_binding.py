@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import optax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from .. import aliases
 from ..adagrad import adagrad
@@ -75,7 +75,7 @@ def names_of(variables: Sequence[Any]) -> list[str]:
     return names
 
 
-def mesh_of(params: dict[str, jax.Array]) -> Mesh | None:
+def mesh_of(params: dict[str, jax.Array]) -> Mesh | AbstractMesh | None:
     """The mesh of a Keras distribution, or None."""
     shardings = (x.sharding for x in params.values())
     return next((s.mesh for s in shardings if isinstance(s, NamedSharding)), None)
