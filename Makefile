@@ -7,13 +7,17 @@ FOLDERS := optim pallas_kernels schedules
 # The tests install a CUDA compiler; where there is no CUDA, JAX would complain of it.
 export JAX_SKIP_CUDA_CONSTRAINTS_CHECK ?= 1
 
-.PHONY: train test lint docs links pictures bench clean
+.PHONY: train test test-trainers lint docs links pictures bench clean
 
 train: $(VENV)/.examples
 	$(BIN)/python examples/train_lm.py $(ARGS)
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+# One process: a trainer that compiles uses all cores.
+test-trainers: $(VENV)/.tunix
+	$(BIN)/python -m pytest tests/trainers $(ARGS)
 
 lint: $(VENV)/.lint
 	mkdir -p build/types/octavo
@@ -44,6 +48,7 @@ EXTRAS_examples := examples
 EXTRAS_test := test,docs,aot
 EXTRAS_lint := test,lint
 EXTRAS_docs := docs
+EXTRAS_trainers := test,trainers
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -52,4 +57,9 @@ $(VENV)/bin/python:
 
 $(VENV)/.%: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS_$*)]'
+	@touch $@
+
+# Without what it depends on: its trainer needs little of it, and that is in the extra.
+$(VENV)/.tunix: $(VENV)/.trainers
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps google-tunix==0.1.7
 	@touch $@

@@ -1,7 +1,8 @@
 """What the documentation shows works.
 
 The convention, for README.md, CONTRIBUTING.md and everything below docs/ (but
-docs/schedules.md, whose examples are doctests):
+docs/schedules.md, whose examples are doctests, and docs/trainers.md, whose blocks
+tests/trainers runs):
 
 * Blocks marked `python` are run, in a process of their own: those of one file share
   their names, in order.
@@ -26,7 +27,7 @@ import pytest
 from pages import blocks
 
 ROOT = Path(__file__).parents[1]
-_ELSEWHERE = {ROOT / "docs" / "schedules.md"}
+_ELSEWHERE = {ROOT / "docs" / "schedules.md", ROOT / "docs" / "trainers.md"}
 FILES = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")} - _ELSEWHERE)
 _LEFT_OUT = re.compile(r"make\b|pip\b|git clone\b")
 _IGNORED = shutil.ignore_patterns(".git", ".venv", "build", "out", "__pycache__", ".*")

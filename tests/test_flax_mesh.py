@@ -42,14 +42,14 @@ def expect_kernels(tx: optim.Transformation, params: Any, spec: Any) -> None:
 def test_a_recipe_trains_as_optax_does_with_kernels(name: str) -> None:
     module = recipe(name)
     ours, losses = module.main(optim.adamw(1e-2, min_shards=8), steps=20)
-    adam = optax.adamw(1e-2, weight_decay=1e-2)
-    state, exact = module.main(optim.adamw(1e-2, state="32bit"), steps=20)
+    adam = optax.adamw(1e-2)
+    _, exact = module.main(optim.adamw(1e-2, state="32bit"), steps=20)
     assert losses[-1] < 0.1 * losses[0]
     assert losses[-1] == pytest.approx(exact[-1], rel=0.1)
     if name == "nnx_mesh":
         with jax.numpy_dtype_promotion("standard"):  # optax needs it
             _, theirs = module.main(adam, steps=20)
-        np.testing.assert_allclose(exact, theirs, rtol=1e-3)
+        np.testing.assert_allclose(exact, theirs, rtol=1e-4)
         shape = module.nnx.eval_shape(lambda: module.Model(1024, nnx.Rngs(0)))
         expect_kernels(ours.tx, nnx.as_pure(nnx.state(shape, nnx.Param)), "fsdp")
     else:
