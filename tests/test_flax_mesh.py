@@ -50,7 +50,8 @@ def test_a_recipe_trains_as_optax_does_with_kernels(name: str) -> None:
         with jax.numpy_dtype_promotion("standard"):  # optax needs it
             _, theirs = module.main(adam, steps=20)
         np.testing.assert_allclose(exact, theirs, rtol=1e-4)
-        shape = module.nnx.eval_shape(lambda: module.Model(1024, nnx.Rngs(0)))
+        with jax.set_mesh(module.mesh):
+            shape = nnx.eval_shape(lambda: module.Model(1024, nnx.Rngs(0)))
         expect_kernels(ours.tx, nnx.as_pure(nnx.state(shape, nnx.Param)), "fsdp")
     else:
         expect_kernels(ours.tx, ours.params, "fsdp")
