@@ -12,7 +12,7 @@ from ..storage.tree import Leaves
 from .geometry import padded_spec, shards
 from .placement import full, placements
 
-_WHOLE_BLOCKS = 32  # rows of a shard that hold whole blocks of the usual size
+_BLOCK = 32  # the usual one
 
 
 class Places(NamedTuple):
@@ -67,8 +67,8 @@ def finer(
 ) -> NamedSharding:
     """A sharding that also partitions one axis of an array over these mesh axes.
 
-    Of the axes that divide, it is that with the longest shards, preferably of whole
-    blocks. An array without such an axis stays as it is.
+    Of the axes that divide, it is that whose shards have the longest blocks, and then
+    that with the longest shards. An array without such an axis stays as it is.
     """
     sizes = dict(zip(sharding.mesh.axis_names, sharding.mesh.axis_sizes, strict=True))
     for name in axes:
@@ -85,7 +85,7 @@ def finer(
     for k, now in enumerate(shards(sharding, len(shape))):
         if shape[k] and shape[k] % (now * parts) == 0:
             length = shape[k] // (now * parts)
-            found.append((length % _WHOLE_BLOCKS == 0, length, -k))
+            found.append((math.gcd(length, _BLOCK), length, -k))
     if not found or not more:
         return sharding
     k = -max(found)[-1]
