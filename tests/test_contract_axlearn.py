@@ -15,14 +15,15 @@ from typing import Any, NamedTuple
 import axlearn_learner
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from octavo import optim
 from octavo.optim.integrations import axlearn
+
+from contracts import Binds, auto_mesh, expect_equal
 
 MESH: Any = None
 
@@ -68,7 +69,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("axlearn", "axlearn.common"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setitem(globals(), "MESH", jax.make_mesh((8,), ("fsdp",), (AxisType.Auto,)))
+    monkeypatch.setitem(globals(), "MESH", auto_mesh(fsdp=8))
     monkeypatch.setattr(axlearn_learner, "SHARDS", 8)
 
 
@@ -148,14 +149,16 @@ def rate(count: jax.Array) -> jax.Array:
 
 
 def test_it_trains_and_its_state_is_as_its_specs_say() -> None:
-    tx = axlearn_learner.octavo_adamw(lambda step: 1e-2 / step.astype(float), weight_decay=0.1)
+    tx = axlearn_learner.octavo_adamw(
+        lambda step: 1e-2 / step.astype(float), weight_decay=0.1
+    )
     assert isinstance(tx, PartitionedGradientTransformation)
     specs, state, params = trained(tx)
     jax.tree.map(expect_spec, specs, state)
     for tree in (specs.mu, specs.nu, specs.mu_scale, specs.nu_scale):
         assert tree["linear"].mesh_axes == P("fsdp", None)
     assert state.mu_scale["linear"].shape == (16, 64)
-    jax.tree.map(close, params, expected(1.0))
+    expect_equal(params, expected(1.0), rate=1e-2)
 
 
 def expect_spec(spec: TensorSpec, array: jax.Array) -> None:
@@ -163,15 +166,13 @@ def expect_spec(spec: TensorSpec, array: jax.Array) -> None:
     assert array.sharding.is_equivalent_to(spec.sharding, array.ndim)
 
 
-def close(a: jax.Array, b: jax.Array) -> None:
-    np.testing.assert_allclose(a, b, rtol=2e-6)
-
-
 def test_it_is_a_link_of_a_chain() -> None:
-    own = axlearn_learner.octavo_adamw(lambda step: 1e-2 / step.astype(float), weight_decay=0.1)
+    own = axlearn_learner.octavo_adamw(
+        lambda step: 1e-2 / step.astype(float), weight_decay=0.1
+    )
     _, (_, state), params = trained(chain(negated(), own))
     assert int(state.count) == 3
-    jax.tree.map(close, params, expected(-1.0))
+    expect_equal(params, expected(-1.0), rate=1e-2)
 
 
 def test_scales_that_do_not_divide_are_replicated() -> None:
@@ -184,23 +185,11 @@ def test_scales_that_do_not_divide_are_replicated() -> None:
     assert (specs.mu["w"].memory_kind, specs.count.memory_kind) == ("device", None)
 
 
-@pytest.mark.parametrize("platform, kernel", [("tpu", "tpu"), ("gpu", "triton")])
-def test_it_gets_the_kernels(
-    platform: str, kernel: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_gets_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Once `partition` was called: the trainer does that first."""
-    made: list[Any] = []
-    bind = optim.Transformation.bind
-
-    def noted(self: optim.Transformation, params: Any) -> optim.Transformation:
-        made.append(bind(self, params))
-        return made[-1]
-
-    monkeypatch.setattr(optim.Transformation, "bind", noted)
+    binds = Binds(monkeypatch)
     axlearn_learner.octavo_adamw(1e-3).partition(SPECS)
-    shapes = jax.eval_shape(parameters)
-    rows = {r.path: r for r in optim.explain(made[-1], shapes, None, platform).rows}
-    assert rows["linear"].backend == kernel
+    binds.expect_kernels(parameters(), "linear", P("fsdp", None))
 
 
 @pytest.mark.parametrize("wrong", [optax.adam, optax.sgd])

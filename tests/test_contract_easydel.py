@@ -1,8 +1,8 @@
 """EasyDeL's contract: what it does with an optimizer's state, and the recipe in it.
 
 Read in EasyDeL 090a03b (22 April 2026): `EasyDeLState.apply_gradients` and `init_tx`,
-`update_state_respectfully`, `_apply_step_start_point_to_optimizer_state`, and the jit of
-`trainers/trainer/trainer.py`.
+`update_state_respectfully`, `_apply_step_start_point_to_optimizer_state`, and the jit
+of `trainers/trainer/trainer.py`.
 """
 
 import re
@@ -12,23 +12,24 @@ from typing import Any
 import easydel_trainer
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import pytest
 from flax import nnx
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from octavo import optim
 from octavo.optim.integrations.easydel import Hooked
+
+from contracts import Binds, auto_mesh, expect_equal
 
 RULES = [("kernel", P("fsdp", "tp")), (".*", P())]
 SCHEDULE = optax.constant_schedule(1e-2)
 SHAPE = (128, 64)  # 16 rows a shard
 
 
-def mesh() -> Any:
-    return jax.make_mesh((4, 2), ("fsdp", "tp"), (AxisType.Auto,) * 2)
+def mesh() -> Mesh:
+    return auto_mesh(fsdp=4, tp=2)
 
 
 def made_model(sharded: bool) -> nnx.Linear:
@@ -62,8 +63,8 @@ def apply_gradients(tx: Any, params: Any, state: Any, grads: Any) -> Any:
     return optax.apply_updates(params, updates), state
 
 
-def trained(tx: Any, model: nnx.Linear, poisoned: bool = False) -> Any:
-    """Parameters and state after some steps; a step whose loss is NaN is skipped."""
+def trained(tx: Any, model: nnx.Linear) -> Any:
+    """Parameters and state after three steps; the second is skipped, its loss is NaN."""
     params = nnx.state(model, nnx.Param)
     where = by_rules(jax.eval_shape(tx.init, params)), by_rules(params)
     state = jax.jit(tx.init, out_shardings=where[0])(params)
@@ -81,7 +82,7 @@ def trained(tx: Any, model: nnx.Linear, poisoned: bool = False) -> Any:
     step = jax.jit(train_step, out_shardings=where[::-1], donate_argnums=0)
     carry = (params, state)
     for k in range(3):
-        loss = jnp.nan if poisoned and k == 1 else 0.0
+        loss = jnp.nan if k == 1 else 0.0
         carry = step(carry, (jnp.float32(k), jnp.float32(loss)))
     return carry
 
@@ -105,12 +106,12 @@ def tx(monkeypatch: pytest.MonkeyPatch) -> Hooked:
     return made
 
 
-def expected(steps: int) -> Any:
+def expected() -> Any:
     """The same without EasyDeL, on one device."""
     alone = optim.adamw(SCHEDULE, weight_decay=0.1, grad_clip_norm=1.0, min_shards=4)
     params = nnx.as_pure(nnx.state(made_model(sharded=False), nnx.Param))
     state = alone.init(params)
-    for k in range(steps):
+    for k in (0, 2):
         grads = jax.tree.map(lambda p: jnp.cos(p + jnp.float32(k)), params)  # noqa: B023
         params, state = jax.jit(alone.step)(grads, state, params)
     return params, state
@@ -118,33 +119,21 @@ def expected(steps: int) -> Any:
 
 def test_the_fused_step_runs_behind_the_hook(tx: Hooked) -> None:
     params, state = trained(tx, made_model(sharded=True))
-    wanted, _ = expected(3)
-    for name in ("kernel", "bias"):
-        np.testing.assert_allclose(params[name].get_value(), wanted[name], rtol=2e-6)
+    wanted, _ = expected()
+    expect_equal(nnx.as_pure(params), wanted, rate=1e-2)
+    assert int(state.count) == 2
     kernels = (state.mu, state.mu_scale, state.nu, state.nu_scale)
     for tree in kernels:
         assert tree["kernel"].get_value().sharding.spec == P("fsdp", "tp")
 
 
-def test_a_skipped_step_changes_nothing(tx: Hooked) -> None:
-    _, state = trained(tx, made_model(sharded=True), poisoned=True)
-    assert int(state.count) == 2
-
-
-def test_it_gets_the_kernels(tx: Hooked, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = easydel_trainer.easydel.Hooked
-    seen = []
-    monkeypatch.setattr(
-        easydel_trainer.easydel, "Hooked", lambda tx: (seen.append(tx), made(tx))[1]
-    )
-    given = arguments()
-    easydel_trainer.use_octavo(given, made_model(sharded=True))
+def test_it_gets_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(easydel_trainer, "SHARDS", 4)
+    binds = Binds(monkeypatch)
+    given, model = arguments(), made_model(sharded=True)
+    easydel_trainer.use_octavo(given, model)
     given.get_optimizer_and_scheduler(10)
-    shapes = jax.eval_shape(lambda: nnx.state(made_model(False), nnx.Param))
-    for platform, kernel in {"tpu": "tpu", "gpu": "triton"}.items():
-        rows = {r.path: r for r in optim.explain(seen[0], shapes, None, platform).rows}
-        assert rows["kernel"].backend == kernel
-        assert rows["kernel"].spec == P("fsdp", "tp")
+    binds.expect_kernels(nnx.state(model, nnx.Param), "kernel", P("fsdp", "tp"))
 
 
 def test_the_count_is_a_leaf_of_that_name(tx: Hooked) -> None:

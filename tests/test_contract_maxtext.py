@@ -23,6 +23,8 @@ from jax.sharding import PartitionSpec as P
 
 from octavo import optim
 
+from contracts import KERNELS, auto_mesh
+
 CONFIG = SimpleNamespace(
     adam_b1=0.9,
     adam_b2=0.95,
@@ -104,10 +106,6 @@ def find_mu(tree: Any) -> Any:
     return next((x for x in map(find_mu, children) if x is not None), None)
 
 
-def auto(shape: tuple[int, ...], *names: str) -> Mesh:
-    return jax.make_mesh(shape, names, (AxisType.Auto,) * len(names))
-
-
 def losses_of(tx: Any, mesh: Mesh, spec: tuple[Any, ...], zero1: bool) -> Any:
     """Losses of some steps as MaxText takes them, and the last state."""
     made = lambda: TrainState(Model(128, spec), tx)  # noqa: E731
@@ -168,7 +166,7 @@ def test_scales_take_the_parameters_spec_on_a_pod() -> None:
         assert state[name]["kernel"].get_value().spec == P(*spec)
     shapes = nnx.state(made)["optimizer"]["opt_state"]
     assert shapes["mu_scale"]["kernel"].get_value().shape == (256, 2, 128)
-    for platform, kernel in {"tpu": "tpu", "gpu": "triton"}.items():
+    for platform, kernel in KERNELS.items():
         row, _ = optim.explain(tx, model_params(model), None, platform).rows
         assert (row.path, row.backend, row.aligned) == ("kernel", kernel, True)
 
@@ -180,12 +178,12 @@ def model_params(model: Model) -> Any:
 @pytest.mark.parametrize("zero1", [False, True])
 def test_it_trains_as_on_one_device(maxtext: Callable[..., Any], zero1: bool) -> None:
     spec = (None, None, None) if zero1 else ("fsdp", None, None)
-    mesh = auto((8,), "data" if zero1 else "fsdp")
+    mesh = auto_mesh(data=8) if zero1 else auto_mesh(fsdp=8)
     model = abstract_model(128, spec, mesh)
     tx = maxtext(model, shard_optimizer_over_data=zero1)
     losses, state = losses_of(tx, mesh, spec, zero1)
     alone = optim.adamw(SCHEDULE, b2=0.95, weight_decay=decay, min_shards=8)
-    expected, _ = losses_of(alone, auto((1,), "fsdp"), spec, False)
+    expected, _ = losses_of(alone, auto_mesh(fsdp=1), spec, False)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     assert losses[-1] < losses[0]
     kernel = state["optimizer"]["opt_state"]["mu_scale"]["kernel"].get_value()
@@ -201,7 +199,7 @@ def decay(path: str) -> float:
 
 def test_zero1_finds_mu(maxtext: Callable[..., Any]) -> None:
     """Its shardings replace those of the parameters at the same paths."""
-    mesh, spec = auto((8,), "data"), (None, None, None)
+    mesh, spec = auto_mesh(data=8), (None, None, None)
     tx = maxtext(abstract_model(128, spec, mesh), shard_optimizer_over_data=True)
     state = nnx.state(nnx.eval_shape(lambda: TrainState(Model(128, spec), tx)))
     mu = find_mu(state["optimizer"]["opt_state"])
@@ -213,7 +211,7 @@ def test_zero1_finds_mu(maxtext: Callable[..., Any]) -> None:
 
 def test_checkpoints_are_reshaped_and_back(maxtext: Callable[..., Any]) -> None:
     """On disk `mu` and `nu` are below another `params`; no key is an index of a chain."""
-    mesh, spec = auto((8,), "fsdp"), ("fsdp", None, None)
+    mesh, spec = auto_mesh(fsdp=8), ("fsdp", None, None)
     tx = maxtext(abstract_model(128, spec, mesh))
     _, state = losses_of(tx, mesh, spec, False)
     before = nnx.to_pure_dict(state["optimizer"]["opt_state"])
