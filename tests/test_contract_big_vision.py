@@ -58,15 +58,16 @@ def make(optax_name: str, **options: Any) -> optax.GradientTransformation:
         paths = jax.tree_util.tree_map_with_path(lambda path, _: str(path), params)
         return jax.tree.map(lambda path: not re.search("frozen", path), paths)
 
+    def frozen(params: Any) -> Any:
+        return jax.tree.map(operator.not_, trained(params))
+
     return optax.chain(
         optax.masked(optax.clip_by_global_norm(1.0), trained),
         optax.masked(operator.attrgetter(optax_name)(optax)(**options), trained),
         optax.scale(1e-2),
         optax.add_decayed_weights(1e-3),
         optax.scale_by_schedule(optax.constant_schedule(1.0)),
-        optax.masked(
-            optax.set_to_zero(), lambda p: jax.tree.map(operator.not_, trained(p))
-        ),
+        optax.masked(optax.set_to_zero(), frozen),
         optax.scale(-1.0),
     )
 

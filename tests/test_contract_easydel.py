@@ -64,7 +64,7 @@ def apply_gradients(tx: Any, params: Any, state: Any, grads: Any) -> Any:
 
 
 def trained(tx: Any, model: nnx.Linear) -> Any:
-    """Parameters and state after three steps; the second is skipped, its loss is NaN."""
+    """Parameters and state after three steps. The second has no loss and is skipped."""
     params = nnx.state(model, nnx.Param)
     where = by_rules(jax.eval_shape(tx.init, params)), by_rules(params)
     state = jax.jit(tx.init, out_shardings=where[0])(params)

@@ -58,9 +58,8 @@ def is_named(x: Any) -> bool:
 
 
 def sharding_for_axis(axes: tuple[Axis, ...], mapping: Any = None) -> NamedSharding:
-    return NamedSharding(
-        auto_mesh(data=8), P(*((mapping or {}).get(a.name) for a in axes))
-    )
+    spec = P(*((mapping or {}).get(axis.name) for axis in axes))
+    return NamedSharding(auto_mesh(data=8), spec)
 
 
 @contextmanager
@@ -110,10 +109,9 @@ CONFIG = SimpleNamespace(
 
 
 def mask(model: Any) -> Any:
-    """As Levanter's: a tree of bools, from the names of modules."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: "norm" not in str(path), model
-    )
+    """As Levanter's: a tree of bools, from names."""
+    named = jax.tree_util.tree_map_with_path(lambda path, _: str(path), model)
+    return jax.tree.map(lambda path: "norm" not in path, named)
 
 
 def made_model() -> dict[str, Any]:
@@ -154,23 +152,18 @@ def trained(tx: Any) -> tuple[Any, Any]:
     return model, state
 
 
-def test_it_trains_as_octavo_alone() -> None:
-    model, _ = trained(made_tx())
-    plain = jax.tree.map(lambda x: x.array, made_model(), is_leaf=is_named)
-    tx = optim.adamw(
-        1e-2, b2=0.95, weight_decay=0.1, mask=mask, grad_clip_norm=1.0, min_shards=8
-    )
-    state = tx.init(plain)
-    for k in range(3):
-        grads = jax.tree.map(lambda p: jnp.cos(p + k), plain)  # noqa: B023
-        plain, state = jax.jit(tx.step)(grads, state, plain)
-    found = jax.tree.map(lambda x: x.array, model, is_leaf=is_named)
-    expect_equal(found, plain, rate=1e-2)
+def test_it_trains_as_octavo_alone_and_its_state_is_restored() -> None:
+    tx = made_tx()
+    model, state = trained(tx)
+    expect_sharded(state.inner_state)
+    again = restored(state, jax.eval_shape(tx.init, made_model()))
+    jax.tree.map(np.testing.assert_array_equal, state, again)
+    assert jax.tree.structure(state) == jax.tree.structure(again)
+    expect_equal(arrays(model), alone(), rate=1e-2)
 
 
-def test_codes_and_scales_are_sharded_by_their_names() -> None:
-    _, injected = trained(made_tx())
-    state = injected.inner_state
+def expect_sharded(state: Any) -> None:
+    """Codes and scales, by the names of their axes."""
     for tree in (state.mu, state.nu, state.mu_scale, state.nu_scale):
         named = tree["weight"]
         assert named.array.shape == tuple(axis.size for axis in named.axes)
@@ -178,12 +171,22 @@ def test_codes_and_scales_are_sharded_by_their_names() -> None:
         assert named.array.sharding.spec == P("data", None)
 
 
-def test_a_state_is_restored() -> None:
-    tx = made_tx()
-    _, state = trained(tx)
-    again = restored(state, jax.eval_shape(tx.init, made_model()))
-    jax.tree.map(np.testing.assert_array_equal, state, again)
-    assert jax.tree.structure(state) == jax.tree.structure(again)
+def arrays(tree: Any) -> Any:
+    """Without names."""
+    return jax.tree.map(lambda x: x.array, tree, is_leaf=is_named)
+
+
+def alone() -> Any:
+    """The same with Octavo on one device."""
+    plain = arrays(made_model())
+    tx = optim.adamw(
+        1e-2, b2=0.95, weight_decay=0.1, mask=mask, grad_clip_norm=1.0, min_shards=8
+    )
+    state = tx.init(plain)
+    for k in range(3):
+        grads = jax.tree.map(lambda p: jnp.cos(p + k), plain)  # noqa: B023
+        plain, state = jax.jit(tx.step)(grads, state, plain)
+    return plain
 
 
 def test_without_the_adapter_it_is_not() -> None:
@@ -197,5 +200,4 @@ def test_it_gets_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     binds = Binds(monkeypatch)
     with axis_mapping(FSDP):
         jax.eval_shape(made_tx().init, made_model())
-    plain = jax.tree.map(lambda x: x.array, made_model(), is_leaf=is_named)
-    binds.expect_kernels(plain, "weight", P("data", None))
+    binds.expect_kernels(arrays(made_model()), "weight", P("data", None))

@@ -14,9 +14,9 @@ In an experiment's trainer config, where `adamw_optimizer` of AXLearn would stan
         )
     )
 
-AXLearn asks its optimizer how the state is partitioned. `partitioned` answers, and takes
-from the question how the parameters are: nothing else has to be written for the kernels.
-Its own transformations go beside it: `optimizers.chain(clip_by_global_norm(1.0), ...)`.
+AXLearn asks its optimizer how the state is partitioned. `partitioned` answers, and
+takes from the question how the parameters are. Nothing else has to be written for the
+kernels. AXLearn's own transformations go beside it, in `optimizers.chain(...)`.
 """
 
 from collections.abc import Callable

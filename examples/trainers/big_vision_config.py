@@ -9,7 +9,9 @@ In `train.py` (or a project's own), before `bv_optax.make`, and after `infer_sha
 
     params_sharding = octavo.use(params_shape, strategy, mesh)
     ...
-    train_state_sharding["opt"] = optim.state_sharding(tx, params_shape, params_sharding)
+    train_state_sharding["opt"] = optim.state_sharding(
+        tx, params_shape, params_sharding
+    )
 
 big_vision's `fsdp` rule leaves every array under 4 MiB whole. The codes of a parameter
 are a quarter of its size: between 4 and 16 MiB it would be sharded, and its codes would

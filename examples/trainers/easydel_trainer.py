@@ -8,10 +8,10 @@ Copy this file beside your training script, and call it before the trainer is ma
     trainer = ed.SFTTrainer(arguments=arguments, model=model, ...)
     trainer.train()
 
-EasyDeL shards the state by the model's own partition rules, which are searched in paths
-such as `mu_scale/layers/0/mlp/kernel`: they fit codes and scales as they fit parameters.
-The mesh has automatic axes, so the optimizer has to be told the shardings; the model,
-which is there first, has them.
+EasyDeL shards the state by the model's own partition rules. It searches them in paths
+such as `mu_scale/layers/0/mlp/kernel`, so they fit codes and scales as they fit
+parameters. The mesh has automatic axes, so the optimizer has to be told the shardings.
+The model, which is there first, has them.
 """
 
 from typing import Any

@@ -8,10 +8,10 @@ script's `levanter.config.main(main)()`. A config then says
       learning_rate: 3e-4
       weight_decay: 0.1
 
-Models are trees of haliax' NamedArrays, and `levanter.named` gives the state names, too:
-Levanter shards and restores arrays by their axes' names, and an array without names is
-replicated on every device. While a step is traced, the names and the trainer's axis
-mapping say how each parameter is sharded, and the step runs in kernels.
+Models are trees of haliax' NamedArrays, and `levanter.named` gives names to the state,
+too: Levanter shards and restores arrays by the names of their axes, and replicates what
+has none. While a step is traced, the names and the trainer's axis mapping say how each
+parameter is sharded, and the step runs in kernels.
 """
 
 from dataclasses import dataclass

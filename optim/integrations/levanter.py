@@ -1,4 +1,4 @@
-"""Levanter: states of haliax' NamedArrays, whose axes have the sizes of their arrays."""
+"""Levanter: states of haliax' NamedArrays, with axes of the sizes of their arrays."""
 
 from dataclasses import replace
 from typing import Any
@@ -82,7 +82,7 @@ class _Box:
 def _bound(
     tx: optax.GradientTransformation, params: Any
 ) -> optax.GradientTransformation:
-    """The optimizer for parameters sharded as haliax' axis mapping says, if it is set."""
+    """The optimizer for parameters that are sharded as haliax' axis mapping says."""
     from haliax import partitioning
 
     mapping = partitioning.current_thread_local_mapping()
