@@ -8,6 +8,7 @@ under `nnx.eval_shape`; each variable's sharding from its own metadata; jit with
 
 import sys
 from collections.abc import Callable, Mapping
+from functools import cache
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -182,15 +183,23 @@ def test_it_trains_as_on_one_device(maxtext: Callable[..., Any], zero1: bool) ->
     model = abstract_model(128, spec, mesh)
     tx = maxtext(model, shard_optimizer_over_data=zero1)
     losses, state = losses_of(tx, mesh, spec, zero1)
-    alone = optim.adamw(SCHEDULE, b2=0.95, weight_decay=decay, min_shards=8)
-    expected, _ = losses_of(alone, auto_mesh(fsdp=1), spec, False)
-    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    # A code at a boundary may differ, by 1/127 of a step: see `expect_equal`.
+    np.testing.assert_allclose(losses, losses_alone(), rtol=1e-5)
     assert losses[-1] < losses[0]
     kernel = state["optimizer"]["opt_state"]["mu_scale"]["kernel"].get_value()
     assert kernel.shape == (16, 2, 128)
     assert kernel.addressable_shards[0].data.shape == (2, 2, 128)
     row, _ = optim.explain(tx, model_params(model), None, "tpu").rows
     assert (row.path, row.backend) == ("kernel", "tpu")
+
+
+@cache
+def losses_alone() -> list[float]:
+    """On one device, without the recipe."""
+    spec = (None, None, None)
+    tx = optim.adamw(SCHEDULE, b2=0.95, weight_decay=decay, min_shards=8)
+    losses, _ = losses_of(tx, auto_mesh(fsdp=1), spec, False)
+    return losses
 
 
 def decay(path: str) -> float:
