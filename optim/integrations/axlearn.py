@@ -1,6 +1,7 @@
 """AXLearn: a transformation that says how its state is partitioned."""
 
 from dataclasses import replace
+from importlib import import_module
 from typing import Any
 
 import jax
@@ -30,15 +31,19 @@ def partitioned(tx: Transformation) -> Any:
     Raises:
       TypeError: if it is another transformation.
     """
-    from axlearn.common.optimizer_base import PartitionedGradientTransformation
-
     if not isinstance(tx, Transformation):
         raise TypeError(
             f"partitioned({type(tx).__name__}): give an optimizer of Octavo, and chain "
             "it with others by axlearn.common.optimizers.chain"
         )
     known = _Known(tx)
-    return PartitionedGradientTransformation(known.init, known.update, known.partition)
+    made = _axlearn().PartitionedGradientTransformation
+    return made(init=known.init, update=known.update, partition=known.partition)
+
+
+def _axlearn() -> Any:
+    """Only who calls this file's function needs it."""
+    return import_module("axlearn.common.optimizer_base")
 
 
 class _Known:
@@ -54,8 +59,6 @@ class _Known:
         return _decayed(self.tx, params).update(updates, state, _values(params))
 
     def partition(self, specs: Any) -> Any:
-        from axlearn.common.optimizer_base import OptStateSpec
-
         shapes = jax.tree.map(
             lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype or jnp.float32), specs
         )
@@ -70,7 +73,7 @@ class _Known:
             transform_non_params=lambda _: _Kind(None),
         )
         return jax.tree.map(
-            lambda x, where, kind: OptStateSpec(
+            lambda x, where, kind: _axlearn().OptStateSpec(
                 shape=x.shape,
                 dtype=x.dtype,
                 mesh_axes=where.spec,

@@ -1,6 +1,7 @@
 """Levanter: states of haliax' NamedArrays, with axes of the sizes of their arrays."""
 
 from dataclasses import replace
+from importlib import import_module
 from typing import Any
 
 import jax
@@ -45,10 +46,13 @@ def named(tx: optax.GradientTransformation) -> optax.GradientTransformationExtra
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _is_named(x: Any) -> bool:
-    from haliax import NamedArray
+def _haliax() -> Any:
+    """Only who calls this file's function needs it."""
+    return import_module("haliax")
 
-    return isinstance(x, NamedArray)
+
+def _is_named(x: Any) -> bool:
+    return isinstance(x, _haliax().NamedArray)
 
 
 def _plain(tree: Any) -> Any:
@@ -60,13 +64,13 @@ def _plain(tree: Any) -> Any:
 
 def _named(tx: optax.GradientTransformation, state: Any, params: Any) -> Any:
     """The state with names: those of the parameters."""
-    from haliax import NamedArray
 
     def of(x: Any, p: Any) -> Any:
         if not _is_named(p) or len(p.axes) != x.ndim:
             return x
-        pairs = zip(p.axes, x.shape, strict=True)
-        return NamedArray(x, tuple(replace(axis, size=n) for axis, n in pairs))
+        sizes = zip(p.axes, x.shape, strict=True)
+        axes = tuple(replace(axis, size=n) for axis, n in sizes)
+        return _haliax().NamedArray(x, axes)
 
     boxes = jax.tree.map(_Box, params, is_leaf=_is_named)
     return optax.tree_map_params(tx, lambda x, box: of(x, box.inside), state, boxes)
@@ -83,8 +87,7 @@ def _bound(
     tx: optax.GradientTransformation, params: Any
 ) -> optax.GradientTransformation:
     """The optimizer for parameters that are sharded as haliax' axis mapping says."""
-    from haliax import partitioning
-
+    partitioning = _haliax().partitioning
     mapping = partitioning.current_thread_local_mapping()
     if not isinstance(tx, Transformation) or mapping is None:
         return tx
