@@ -6,6 +6,7 @@ under `nnx.eval_shape`; each variable's sharding from its own metadata; jit with
 `to_linen_checkpoint_dict` with its inverse. What follows asks the same of a state.
 """
 
+import re
 import sys
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -128,10 +129,16 @@ def losses_of(tx: Any, mesh: Mesh, spec: tuple[Any, ...], zero1: bool) -> Any:
         merged.optimizer.update(merged.model, grads)
         return nnx.state(merged), loss
 
-    step = jax.jit(train_step, out_shardings=(raw, None), donate_argnums=0)
+    jitted = jax.jit(train_step, out_shardings=(raw, None), donate_argnums=0)
+    batches = [jax.random.normal(jax.random.key(k), (16, 128)) for k in range(4)]
+    step = jitted.lower(state, batches[0]).compile()
+    gathered = re.findall(r"= *\(?(\w+)\[[^=]* all-gather", step.as_text())
+    assert not {"s8", "u8", "bf16"} & set(
+        gathered
+    )  # parameters, but no codes, no scales
     losses = []
-    for k in range(4):
-        state, loss = step(state, jax.random.normal(jax.random.key(k), (16, 128)))
+    for batch in batches:
+        state, loss = step(state, batch)
         losses.append(float(loss))
     return losses, state
 
