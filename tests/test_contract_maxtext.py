@@ -133,9 +133,8 @@ def losses_of(tx: Any, mesh: Mesh, spec: tuple[Any, ...], zero1: bool) -> Any:
     batches = [jax.random.normal(jax.random.key(k), (16, 128)) for k in range(4)]
     step = jitted.lower(state, batches[0]).compile()
     gathered = re.findall(r"= *\(?(\w+)\[[^=]* all-gather", step.as_text())
-    assert not {"s8", "u8", "bf16"} & set(
-        gathered
-    )  # parameters, but no codes, no scales
+    # Parameters may be, but no codes and no scales.
+    assert not {"s8", "u8", "bf16"} & set(gathered)
     losses = []
     for batch in batches:
         state, loss = step(state, batch)
