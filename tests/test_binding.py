@@ -97,11 +97,26 @@ def test_paths_are_those_of_unboxed_parameters() -> None:
     assert seen == set(SPECS)
 
 
-def test_what_says_nothing_is_refused_and_one_device_changes_nothing() -> None:
+def test_what_says_nothing_is_refused() -> None:
     tx = optim.adamw(1e-3)
     with pytest.raises(ValueError, match="none of the parameters says how"):
         tx.bind({"w": jax.ShapeDtypeStruct((512, 256), jnp.float32)})
-    assert tx.bind({"w": jnp.ones(3)}) is tx
+
+
+def test_parameters_on_one_of_several_devices_get_a_kernel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    p = jax.device_put({"w": jnp.ones((512, 256))}, jax.devices()[3])
+    tx = optim.adamw(1e-3).bind(p)
+    q, _ = tx.step(p, tx.init(p), p)
+    assert q["w"].devices() == {jax.devices()[3]}
+    apart = {"w": p["w"], "v": jnp.ones(3)}
+    assert optim.adamw(1e-3).bind(apart).init(apart).mu["v"].devices() == {
+        jax.devices()[0]
+    }
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    (row,) = optim.explain(tx, p).rows
+    assert row.backend == "tpu"
 
 
 def test_other_parameters_than_those_it_is_bound_to_are_named() -> None:

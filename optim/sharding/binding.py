@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from octavo.pallas_kernels import Storage
 
@@ -38,7 +38,7 @@ class Bound:
 
 
 def bound(params: Any) -> Bound | None:
-    """The shardings that parameters have; None where all are on one device.
+    """The shardings that parameters have; None where each is on a device of its own.
 
     Raises:
       ValueError: where none of them says how it is sharded.
@@ -50,7 +50,11 @@ def bound(params: Any) -> Bound | None:
         everywhere = NamedSharding(known[0].mesh, PartitionSpec())
         # Beside arrays on a mesh, those on one device are new, and small.
         return Bound({p: s if s in known else everywhere for p, s in found.items()})
-    if found and all(s is None for s in found.values()):
+    devices = {d for s in found.values() if s is not None for d in s.device_set}
+    if len(devices) == 1:
+        alone = NamedSharding(Mesh([*devices], ("device",)), PartitionSpec())
+        return Bound(dict.fromkeys(found, alone))
+    if found and not devices:
         raise ValueError(
             "bind: none of the parameters says how it is sharded. Give arrays that are "
             "on their devices; shapes with shardings, such as those of "

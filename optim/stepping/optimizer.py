@@ -218,7 +218,8 @@ class Optimizer:
             for home, stepped in zip(*where, strict=True)
         )
         rows = (tree.paths, programs, where.state, homes, dtypes, backends)
-        return [Work(*row) for row in zip(*rows, strict=True)]
+        known = self.settings.sharding is not None
+        return [Work(*row, known) for row in zip(*rows, strict=True)]
 
     def _rules(
         self, records: Sequence[Storage], params: Any, tree: Leaves

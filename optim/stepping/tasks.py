@@ -24,6 +24,7 @@ class Work(NamedTuple):
       home: the sharding of the parameter, where it is another one; else None.
       dtypes: of the gradient and the parameter.
       backend: the one that the user wants, or None.
+      known: whether it is known where the leaf is, one device included.
     """
 
     path: str
@@ -32,6 +33,7 @@ class Work(NamedTuple):
     home: NamedSharding | None
     dtypes: tuple[Any, ...]
     backend: str | None
+    known: bool
 
     @property
     def crosses_shards(self) -> bool:
@@ -121,7 +123,7 @@ def task_of(work: Work, platform: str | None = None) -> tuple[Task, str]:
     program, sharding = work.program, work.sharding
     if sharding is None:
         choice = _choose(work, program, platform or _platform(None))
-        several = platform is None and jax.device_count() > 1
+        several = platform is None and jax.device_count() > 1 and not work.known
         if several and work.backend is None and choice.backend != "xla":
             choice = Choice("xla", _UNKNOWN_SHARDING)
         return Whole(program, choice.backend), choice.why

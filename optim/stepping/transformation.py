@@ -53,8 +53,9 @@ class Transformation(optax.GradientTransformationExtraArgs):
     def bind(self, params: Any) -> "Transformation":
         """This optimizer, for parameters that are sharded as these are.
 
-        On a mesh whose axes are not explicit, kernels need to know that. It sets the
-        option `sharding`, by path. Parameters on one device change nothing.
+        On a mesh whose axes are not explicit, kernels need to know that; and on several
+        devices, that parameters are on one of them. It sets the option `sharding`, by
+        path.
 
         Args:
           params: tree of arrays on their devices, or of `jax.ShapeDtypeStruct` with
