@@ -33,7 +33,6 @@ class Figures(NamedTuple):
     collectives: dict[str, int]
     fused_scatters: int
     state_bytes: int
-    temporary_bytes: int
 
 
 def figures_of(topology: str, layers: int, state_sharding: str | None) -> Figures:
@@ -77,7 +76,6 @@ def figures_of(topology: str, layers: int, state_sharding: str | None) -> Figure
             math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
             for x in jax.tree.leaves(state)
         ),
-        compiled.memory_analysis().temp_size_in_bytes,
     )
 
 
@@ -104,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     prepare()
     table = Table(title="A step of AdamW with bfloat16 weights, MB of one device")
-    for name in ("topology", "state", "collectives", "state, MB", "temporary, MB"):
+    for name in ("topology", "state", "collectives", "state, MB"):
         table.add_column(name)
     for topology in options.topology:
         for sharding in (None, AXIS):
@@ -113,8 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if f.fused_scatters:
                 counts += f" (scattered: {f.fused_scatters})"
             kind = "in parts" if sharding else "whole"
-            sizes = (f"{x / 1e6:,.1f}" for x in (f.state_bytes, f.temporary_bytes))
-            table.add_row(topology, kind, counts, *sizes)
+            table.add_row(topology, kind, counts, f"{f.state_bytes / 1e6:,.1f}")
     Console(width=120).print(table)
     return 0
 
