@@ -97,7 +97,7 @@ def _added_up(each: jax.Array) -> jax.Array:
 def main(argv: Sequence[str] | None = None) -> int:
     """Compile and print; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--topology", nargs="+", default=["h200:1x8", "v6e:16x16"])
+    parser.add_argument("--topology", nargs="+", default=["h200:1x8", "h200:32x8"])
     parser.add_argument("--layers", type=int, default=32)
     options = parser.parse_args(argv)
     prepare()
