@@ -22,9 +22,10 @@ test-trainers: $(VENV)/.tunix
 lint: $(VENV)/.lint
 	mkdir -p build/types/octavo
 	for folder in $(FOLDERS); do ln -sfn ../../../$$folder build/types/octavo/$$folder; done
+	ln -sfn ../../../package/__init__.py build/types/octavo/__init__.py
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/basedpyright --pythonpath $(BIN)/python $(FOLDERS)
+	$(BIN)/basedpyright --pythonpath $(BIN)/python package $(FOLDERS)
 
 # The site, in build/site. All pages anew: warnings of those that did not change count, too.
 docs: $(VENV)/.docs
