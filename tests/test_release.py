@@ -225,6 +225,8 @@ schedules.PolynomialLR(1e-3, total_step=10)
 # What follows from the types of others is not looked at: mypy takes most of a minute
 # for those of JAX.
 MYPY = """
+[mypy]
+
 [mypy-jax.*,jaxlib.*,numpy.*,flax.*,optax.*,orbax.*,rich.*]
 follow_imports = skip
 """
