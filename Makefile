@@ -42,7 +42,7 @@ bench: $(VENV)/.examples
 	$(BIN)/python benchmarks/step.py $(ARGS)
 
 clean:
-	rm -rf $(VENV) build out *.egg-info
+	rm -rf $(VENV) build dist out *.egg-info
 
 # One stamp for each set of extras: installed once, and again when pyproject changes.
 EXTRAS_examples := examples
