@@ -1,7 +1,7 @@
 """What a user of an installed Octavo does first.
 
 The program trains in both ways, saves and restores, and prints where every module of
-Octavo came from, as JSON.
+Octavo came from, and which could not be imported, as JSON.
 """
 
 import importlib
@@ -63,13 +63,17 @@ def main(folder: Path) -> None:
     same = jax.tree.map(lambda a, b: bool((a == b).all()), trained, restored)
     assert all(jax.tree.leaves(same)), same
 
+    absent = []
     for module in pkgutil.walk_packages(octavo.__path__, "octavo."):
         if not module.name.endswith(".__main__"):
-            importlib.import_module(module.name)
+            try:
+                importlib.import_module(module.name)
+            except ImportError:
+                absent.append(module.name)
     files = {
         k: m.__file__ for k, m in sys.modules.items() if k.split(".")[0] == "octavo"
     }
-    print(json.dumps({"version": octavo.__version__, "files": files}))
+    print(json.dumps({"version": octavo.__version__, "files": files, "absent": absent}))
 
 
 if __name__ == "__main__":
