@@ -22,9 +22,10 @@ test-trainers: $(VENV)/.tunix
 lint: $(VENV)/.lint
 	mkdir -p build/types/octavo
 	for folder in $(FOLDERS); do ln -sfn ../../../$$folder build/types/octavo/$$folder; done
+	ln -sfn ../../../package/__init__.py build/types/octavo/__init__.py
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/basedpyright --pythonpath $(BIN)/python $(FOLDERS)
+	$(BIN)/basedpyright --pythonpath $(BIN)/python package $(FOLDERS)
 
 # The site, in build/site. All pages anew: warnings of those that did not change count, too.
 docs: $(VENV)/.docs
@@ -41,7 +42,7 @@ bench: $(VENV)/.examples
 	$(BIN)/python benchmarks/step.py $(ARGS)
 
 clean:
-	rm -rf $(VENV) build out *.egg-info
+	rm -rf $(VENV) build dist out *.egg-info
 
 # One stamp for each set of extras: installed once, and again when pyproject changes.
 EXTRAS_examples := examples

@@ -1,11 +1,12 @@
-"""What `train_lm.py --compare` shows: a table of final losses and a picture."""
+"""What `train_lm.py` shows of its runs; of those to compare, a table and a picture."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+from _runs import History
 
 matplotlib.use("Agg")  # there may be no screen
 from matplotlib import pyplot as plt
@@ -14,23 +15,26 @@ from matplotlib.axes import Axes
 COLORS = ("#1f77b4", "#d95f02")  # different to color-blind readers, too
 
 
-@dataclass
-class History:
-    """The losses of a run, one for each training step and one for each evaluation."""
+def report(history: History, unigram_entropy: float) -> None:
+    """What a run came to."""
+    losses = {"held-out loss": history.final, "unigram entropy": unigram_entropy}
+    for name, nats in losses.items():
+        print(f"{name:>16}: {nats:.4f} nats, {nats / math.log(2):.4f} bits per byte")
+    size = history.state_bytes
+    print(
+        f" optimizer state: {size / 1e6:.2f} MB for {history.parameters / 1e6:.2f}M "
+        f"parameters, {size / history.parameters:.2f} bytes each"
+    )
 
-    state: str
-    seed: int
-    state_bytes: int = 0
-    parameters: int = 0
-    weights: str = "float32"
-    weight_bytes: int = 0
-    train: list[float] = field(default_factory=list)
-    held_out: list[tuple[int, float]] = field(default_factory=list)
 
-    @property
-    def final(self) -> float:
-        """Held-out loss at the end."""
-        return self.held_out[-1][1]
+def compare_states(
+    histories: Sequence[History], unigram_entropy: float, out: Path
+) -> None:
+    """A table and a picture of runs that take turns in 32 bits and in fewer."""
+    reference, other = histories[::2], histories[1::2]
+    print_table(reference, other)
+    draw(reference, other, unigram_entropy, out / "compare.png")
+    print(f"drawn in {out / 'compare.png'}")
 
 
 def print_table(reference: Sequence[History], other: Sequence[History]) -> None:

@@ -1,10 +1,13 @@
-"""A small decoder-only transformer over bytes."""
+"""A small decoder-only transformer over bytes, and its loss."""
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import linen as nn
 
 
@@ -57,3 +60,13 @@ def rotate(x: jax.Array) -> jax.Array:
     cos, sin = np.cos(angles)[None], np.sin(angles)[None]
     a, b = x[..., :half], x[..., half:]
     return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
+
+
+def loss_of(params: Any, apply: Callable[..., jax.Array], rows: jax.Array) -> jax.Array:
+    """Mean cross entropy of each byte given those before it, in nats.
+
+    Computed in float32, whatever weights are stored in: so nothing else differs.
+    """
+    params = jax.tree.map(lambda p: p.astype(jnp.float32), params)
+    logits = apply({"params": params}, rows[:, :-1])
+    return optax.softmax_cross_entropy_with_integer_labels(logits, rows[:, 1:]).mean()

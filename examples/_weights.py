@@ -4,12 +4,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from _compare import History, curves
+from _compare import curves
+from _runs import History
 from matplotlib import pyplot as plt
 from rich.console import Console
 from rich.table import Table
 
 COLORS = ("#555555", "#d95f02", "#1f77b4", "#7570b3", "#1b9e77")
+
+
+def compare_weights(histories: Sequence[History], out: Path) -> None:
+    """A table and a picture of runs with several kinds of weights."""
+    print_weights(histories)
+    draw_weights(histories, out / "weights.png")
+    print(f"drawn in {out / 'weights.png'}")
 
 
 def by_weights(histories: Sequence[History]) -> dict[str, list[History]]:

@@ -22,10 +22,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from _arguments import count, new_parser
 from _digits import TRAINED_ON, Digits, Perceptron, read_digits, shuffled
 from _pictures import draw_curves, draw_ratios
+from _progress import progress
 from _results import Results, Run, print_accuracies, print_ratios
-from tqdm import tqdm
 
 from octavo import optim, schedules
 
@@ -147,7 +148,7 @@ def train(config: Config, digits: Digits, seed: jax.Array) -> dict[str, Any]:
 def train_all(configs: list[Config], seeds: list[int]) -> list[Run]:
     """Every configuration with every seed."""
     digits, runs = read_digits(), []
-    with tqdm(total=len(configs) * len(seeds), unit="run") as bar:
+    with progress(len(configs) * len(seeds), unit="run") as bar:
         for config in configs:
             bar.set_postfix_str(f"{config.optimizer}, batch {config.batch}")
             for seed in seeds:
@@ -172,13 +173,6 @@ def train_all(configs: list[Config], seeds: list[int]) -> list[Run]:
 # ----------------------------------------------------------------------- command line
 
 
-def count(text: str) -> int:
-    """A positive integer."""
-    if (value := int(text)) <= 0:
-        raise argparse.ArgumentTypeError(f"{text} is not positive")
-    return value
-
-
 def seed(text: str) -> int:
     """An integer that random generators take."""
     if not 0 <= (value := int(text)) < 2**32:
@@ -188,9 +182,7 @@ def seed(text: str) -> int:
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The command line's options, with errors for what cannot be."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__)
     add, out = parser.add_argument, Path("out/large_batch")
     add("--epochs", type=count, default=80)
     add("--batches", type=count, nargs="+", default=[64, 256, 1024])

@@ -18,13 +18,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from _arguments import new_parser
+from _progress import progress
 from _text import Text, batch_of, read_text
-from _transformer import Transformer
+from _transformer import Transformer, loss_of
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from rich.console import Console
 from rich.table import Table
-from tqdm import tqdm
 
 from octavo import optim
 
@@ -110,26 +111,20 @@ def start(training: Training, length: int) -> tuple[Any, Any]:
     return params, place(params)
 
 
-def loss_of(params: Any, model: Transformer, rows: jax.Array) -> jax.Array:
-    """Mean cross entropy of each byte given those before it, in nats."""
-    logits = model.apply({"params": params}, rows[:, :-1])
-    return optax.softmax_cross_entropy_with_integer_labels(logits, rows[:, 1:]).mean()
-
-
 def train(
     options: argparse.Namespace, training: Training, params: Any, state: Any, text: Text
 ) -> list[float]:
     """The losses of all steps."""
-    model, tx = training.model, training.tx
+    apply, tx = training.model.apply, training.tx
 
     @partial(jax.jit, donate_argnums=(0, 1))
     def step(params: Any, state: Any, rows: jax.Array) -> tuple[Any, Any, jax.Array]:
-        loss, grads = jax.value_and_grad(loss_of)(params, model, rows)
+        loss, grads = jax.value_and_grad(loss_of)(params, apply, rows)
         return *tx.step(grads, state, params), loss
 
     split = NamedSharding(training.mesh, P("fsdp"))
     losses: list[float] = []
-    with tqdm(total=options.steps) as bar:
+    with progress(options.steps) as bar:
         for k in range(options.steps):
             rows = batch_of(text, 0, k, options.batch_size, options.length)
             params, state, loss = step(params, state, jax.device_put(rows, split))
@@ -189,9 +184,7 @@ def bytes_of(tree: Any, shardings: Any) -> tuple[int, int]:
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The command line's options."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__)
     add = parser.add_argument
     add("--steps", type=int, default=100)
     add("--learning-rate", type=float, default=0.02, help="its highest, after warmup")

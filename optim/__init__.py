@@ -56,12 +56,13 @@ _LATE = {
     "TrainState": "octavo.optim.integrations.flax",
 }
 
+if not TYPE_CHECKING:  # or type checkers would take any name for one that exists
 
-def __getattr__(name: str) -> Any:
-    if name not in _LATE:
-        raise AttributeError(_absent(__name__, name, __dir__()))
-    module = importlib.import_module(_LATE[name])
-    return module if name.islower() else getattr(module, name)
+    def __getattr__(name: str) -> Any:
+        if name not in _LATE:
+            raise AttributeError(_absent(__name__, name, __dir__()))
+        module = importlib.import_module(_LATE[name])
+        return module if name.islower() else getattr(module, name)
 
 
 def __dir__() -> list[str]:
