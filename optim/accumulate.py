@@ -126,7 +126,7 @@ class Accumulator:
                 f"init was given: {error}"
             ) from None
         key = step_key(self.seed, state.gradient_step * self.steps + state.mini_step)
-        rows = zip(tree.paths, tree.leaves, acc, self._places(tree).state, strict=True)
+        rows = zip(tree.names, tree.leaves, acc, self._places(tree).state, strict=True)
         kept = [self._mean(state.mini_step, key, *row) for row in rows]
         as_they_are = hasattr(self.inner, "step")  # Octavo's take any type of gradient
         means = [

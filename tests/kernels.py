@@ -63,7 +63,8 @@ def program_of(
     """What an optimizer compiles for a tree that is one leaf."""
     tree = Leaves.of(p)
     records = plan(tx.optimizer.settings, tx.optimizer.rule.slots, tree)
-    (work,) = tx.optimizer.work(tree, p, records, [None], [(p.dtype,)], in_place)
+    where = tx.optimizer.places(tree)
+    (work,) = tx.optimizer.work(tree, p, records, where, [(p.dtype,)], in_place)
     program = work.program
     return Program(program.rule, program.storage, in_place, sums)
 

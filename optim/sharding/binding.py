@@ -12,7 +12,7 @@ from octavo.pallas_kernels import Storage
 
 from ..checks import is_traced, warn_once
 from ..storage.shards import mesh_axes
-from ..storage.tree import is_boxed, path_name
+from ..storage.tree import is_boxed, leaf_name
 from .geometry import fitting, shards
 
 
@@ -44,7 +44,7 @@ def bound(params: Any) -> Bound | None:
       ValueError: where none of them says how it is sharded.
     """
     flat, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=_says)
-    found = {path_name(path): _sharding(leaf) for path, leaf in flat}
+    found = {leaf_name(path): _sharding(leaf) for path, leaf in flat}
     known = [s for s in found.values() if isinstance(s, NamedSharding)]
     if known:
         everywhere = NamedSharding(known[0].mesh, PartitionSpec())
@@ -84,7 +84,7 @@ def check_boxes(params: Any, records: Sequence[Storage]) -> None:
             continue
         parts = shards(where, len(blocks.shape))[blocks.axis or 0]
         message = (
-            f"{path_name(path)!r} of shape {blocks.shape} has {where.spec}, and flax "
+            f"{leaf_name(path)!r} of shape {blocks.shape} has {where.spec}, and flax "
             f"gives that to its scales, too, whose shape {blocks.scale_shape} does "
             f"not divide: pass min_shards={parts} to the optimizer"
         )

@@ -84,14 +84,14 @@ def full(shardings: Any, tree: Leaves, option: str = "sharding") -> list[NamedSh
     if not tree.leaves:
         return []
     given = per_leaf(option, shardings, tree, SHARDINGS)
-    named = zip(tree.paths, tree.leaves, given, strict=True)
+    named = zip(tree.names, tree.leaves, given, strict=True)
     found = [_checked(path, jnp.shape(leaf), s) for path, leaf, s in named]
     _check_meshes(tree, found)
     return found
 
 
 def _check_meshes(tree: Leaves, found: Sequence[NamedSharding | None]) -> None:
-    meshes = {s.mesh: path for path, s in zip(tree.paths, found, strict=True) if s}
+    meshes = {s.mesh: path for path, s in zip(tree.names, found, strict=True) if s}
     if len(meshes) > 1:
         (first, a), (second, b), *_ = meshes.items()
         raise ValueError(

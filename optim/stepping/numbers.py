@@ -16,7 +16,7 @@ def numbers(
     """The operand of each leaf; equal ones are one array, which leaves then share."""
     made: dict[Any, jax.Array] = {}
     found = []
-    for path, x in zip(tree.paths, per_leaf(name, value, tree, NUMBERS), strict=True):
+    for path, x in zip(tree.names, per_leaf(name, value, tree, NUMBERS), strict=True):
         key = x if isinstance(x, int | float) else id(x)
         if key not in made:
             check_not_negative(**{f"{name}{at(path)}": x})

@@ -62,7 +62,7 @@ class Optimizer:
     def records(self, tree: Leaves) -> list[Storage]:
         """How each leaf is stored; planned once for each tree of paths and shapes."""
         forms = ((jnp.shape(x), jnp.result_type(x)) for x in tree.leaves)
-        key = tree.paths, tuple(forms)
+        key = tree.names, tuple(forms)
         if key not in self._planned:
             self._planned[key] = plan(self.settings, self.rule.slots, tree)
         return self._planned[key]
@@ -179,7 +179,7 @@ class Optimizer:
         warn_of_crossing(work)
         scalars = self._scalars(tree, work, state.count)
         key = kernels.step_key(self.settings.seed, state.count)
-        ids = [int(kernels.leaf_number(path)) for path in tree.paths]
+        ids = [int(kernels.leaf_number(name)) for name in tree.names]
         given = Step(work, leaves, scalars, key, ids)
         h = self.hyperparameters
         passed = operands(self.settings, h, given, state.extra, state.count)
@@ -207,7 +207,7 @@ class Optimizer:
         """What a step has to do for each leaf: static, without its arrays."""
         rules = self._rules(records, params, tree)
         backends = per_leaf("backend", self.settings.backend, tree, NAMES)
-        for path, backend in zip(tree.paths, backends, strict=True):
+        for path, backend in zip(tree.names, backends, strict=True):
             check_backend(backend, path)
         programs = (
             Program(rule, record, in_place)
@@ -217,9 +217,9 @@ class Optimizer:
             None if home == stepped else home
             for home, stepped in zip(*where, strict=True)
         )
-        rows = (tree.paths, programs, where.state, homes, dtypes, backends)
-        known = self.settings.sharding is not None
-        return [Work(*row, known) for row in zip(*rows, strict=True)]
+        rows = (tree.names, programs, where.state, homes, dtypes, backends)
+        known = [self.settings.sharding is not None] * len(records)
+        return [Work(*row) for row in zip(*rows, known, strict=True)]
 
     def _rules(
         self, records: Sequence[Storage], params: Any, tree: Leaves

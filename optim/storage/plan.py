@@ -35,7 +35,7 @@ def plan(settings: Settings, slots: tuple[Slot, ...], tree: Leaves) -> list[Stor
     """The storage record of each leaf."""
     if not tree.leaves:
         return []
-    for path, count in Counter(tree.paths).items():
+    for path, count in Counter(tree.names).items():
         if count > 1:
             raise ValueError(
                 f"{count} leaves have the path {path!r}, such as 'a/b' and 'b' within "
@@ -46,7 +46,7 @@ def plan(settings: Settings, slots: tuple[Slot, ...], tree: Leaves) -> list[Stor
         "formats, or one for each slot",
     )
     rows = zip(
-        tree.paths,
+        tree.names,
         tree.leaves,
         per_leaf("state", settings.state, tree, states),
         per_leaf("block_size", settings.block_size, tree, SIZES),
@@ -71,7 +71,7 @@ def _weights(
     """How the parameter of each leaf is stored; None where there is no choice."""
     given = per_leaf("weights", settings.weights, tree, NAMES)
     found: list[Weights | None] = []
-    for path, name, record in zip(tree.paths, given, records, strict=True):
+    for path, name, record in zip(tree.names, given, records, strict=True):
         check_weights(name, path)
         name = DEFAULT_WEIGHTS if name is None else name
         short = has_16_bits(record.dtype)
@@ -80,7 +80,7 @@ def _weights(
         found.append(name if short and record.steps else None)
     none = not any(has_16_bits(record.dtype) for record in records)
     if settings.keeps_remainders and not settings.rounds_by_leaf and none:
-        _check_no_remainder(settings.weights, tree.paths[0], records[0])
+        _check_no_remainder(settings.weights, tree.names[0], records[0])
     return found
 
 
@@ -172,7 +172,7 @@ def _warn_of_shards(
 ) -> None:
     """Say which leaves are in 32 bits because no block fits their shards."""
     least, found = settings.min_quantized_size, []
-    for path, record in zip(tree.paths, records, strict=True):
+    for path, record in zip(tree.names, records, strict=True):
         blocks = record.blocks
         inside = math.prod(blocks.shape) // blocks.layer_count
         short = blocks.axis is not None and blocks.size < SMALLEST_BLOCK

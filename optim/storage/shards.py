@@ -31,7 +31,7 @@ def most_shards(settings: Settings, tree: Leaves) -> list[tuple[int, ...]]:
             more = tuple(x for x in mesh_axes(settings.state_sharding) if x in option)
             return [_along_axes(s, rank, option, more) for s, rank in pairs]
     counts = per_leaf("min_shards", option, tree, _COUNTS)
-    for path, count in zip(tree.paths, counts, strict=True):
+    for path, count in zip(tree.names, counts, strict=True):
         check_shards(count, at(path))
     return [(count,) * rank for count, rank in zip(counts, ranks, strict=True)]
 

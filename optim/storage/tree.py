@@ -12,18 +12,29 @@ from ..options import is_tree
 
 
 class Leaves(NamedTuple):
-    """A tree, flat."""
+    """A tree, flat.
+
+    Attributes:
+      paths: like `encoder/kernel`.
+      leaves: its leaves.
+      treedef: its structure.
+      names: the paths without the boxes around leaves, a `Variable` of nnx or a
+        `Partitioned` of linen. So they are the same before and after these are unboxed;
+        options and random numbers go by them.
+    """
 
     paths: tuple[str, ...]
     leaves: list[Any]
     treedef: Any
+    names: tuple[str, ...]
 
     @classmethod
     def of(cls, tree: Any) -> "Leaves":
-        """Flatten, with paths like `encoder/kernel`."""
+        """Flatten."""
         with_paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
-        paths = (path_name(path) for path, _ in with_paths)
-        return cls(tuple(paths), [leaf for _, leaf in with_paths], treedef)
+        paths = tuple(path_name(path) for path, _ in with_paths)
+        names = tuple(leaf_name(path) for path, _ in with_paths)
+        return cls(paths, [leaf for _, leaf in with_paths], treedef, names)
 
     def replaced(self, leaves: list[Any]) -> Any:
         """The tree with other leaves."""
@@ -31,14 +42,13 @@ class Leaves(NamedTuple):
 
 
 def path_name(path: Any) -> str:
-    """A key path as text, `encoder/kernel`.
-
-    Without the box around a leaf, a `Variable` of nnx or a `Partitioned` of linen: then
-    it is the same before and after they are unboxed.
-    """
-    if is_boxed(path):
-        path = path[:-1]
+    """A key path as text, `encoder/kernel`."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def leaf_name(path: Any) -> str:
+    """The same without the box around a leaf."""
+    return path_name(path[:-1] if is_boxed(path) else path)
 
 
 def is_boxed(path: Any) -> bool:
@@ -92,8 +102,8 @@ def per_leaf(name: str, value: Any, tree: Leaves, kind: Kind) -> list[Any]:
     """
     if not callable(value):
         return spread(name, value, tree, kind)
-    found = [value(path) for path in tree.paths]
-    for path, x in zip(tree.paths, found, strict=True):
+    found = [value(name) for name in tree.names]
+    for path, x in zip(tree.names, found, strict=True):
         if not kind.fits(x):
             raise ValueError(f"{name} for {path!r} is {x!r}, not {kind.description}")
     return found
