@@ -22,6 +22,14 @@ from .storage.tree import Leaves
 _DTYPES = ("float32", "bfloat16")
 
 
+def in_place_if(yes: jax.Array, function: Callable[..., Any], *x: Any) -> Any:
+    """`function(*x)`, or else x, which stays where it is.
+
+    A loop of one turn or none: on GPUs, `lax.cond` copies what it leaves alone.
+    """
+    return lax.fori_loop(0, yes.astype(jnp.int32), lambda _, x: function(*x), x)
+
+
 class AccumulateState(NamedTuple):
     """The state of `octavo.optim.accumulate`, with names as in `optax.MultiSteps`.
 
@@ -103,10 +111,7 @@ class Accumulator:
         count = state.mini_step + 1
         ends = count == self.steps
         inner = state.inner_opt_state
-        # A loop of one turn or none: a `cond` copies what it leaves alone, on GPUs.
-        out, inner = lax.fori_loop(
-            0, ends.astype(jnp.int32), lambda _, x: last(*x), (kept, inner)
-        )
+        out, inner = in_place_if(ends, last, kept, inner)
         steps = jnp.asarray(optax.safe_increment(state.gradient_step))
         return out, AccumulateState(
             jnp.where(ends, 0, count),

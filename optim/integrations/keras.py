@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from ..accumulate import in_place_if
 from ..explain import Explanation, explain
 from ..options import embeddings_in_32bit
 from ..stepping.transformation import Transformation
@@ -197,14 +197,8 @@ class Optimizer(keras.optimizers.Optimizer):
         if self.gradient_accumulation_steps:
             # Keras takes a step with each batch, and throws most of them away.
             last = (self._iterations + 1) % self.gradient_accumulation_steps == 0
-            p, state = lax.cond(
-                last,
-                built.step,
-                lambda rate, g, state, p: (p, state),
-                rate,
-                g,
-                state,
-                p,
+            p, state = in_place_if(
+                last, lambda p, s: built.step(rate, g, s, p), p, state
             )
         else:
             p, state = built.step(rate, g, state, p)
