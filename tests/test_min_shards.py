@@ -1,6 +1,10 @@
 """Blocks are whole in as many shards as are declared, whatever the mesh at hand."""
 
+import os
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -145,6 +149,19 @@ def test_scales_take_the_parameters_spec_in_linen() -> None:
     with jax.set_mesh(mesh):
         state = jax.jit(make, out_shardings=shardings)()
     assert state.mu_scale["kernel"].value.sharding.spec[0] == "d"
+
+
+def test_scales_of_4096_rows_over_256_devices_take_the_parameters_spec() -> None:
+    """In nnx and in linen: 16 rows in a shard are one block."""
+    program = Path(__file__).with_name("shards_256.py")
+    done = subprocess.run(
+        [sys.executable, str(program)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"XLA_FLAGS": ""},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["(256, 256) (1, 256)"] * 2
 
 
 def test_smallest_blocks_are_those_of_small_leaves() -> None:
