@@ -194,6 +194,7 @@ def options_of(
     spelled: dict[str, Any] = {
         "state": (states_of(rule), FORMS),
         "block_size": (just(8, 16, 32, 40, 128), FORMS),
+        "min_shards": (just(1, 2, 3, 16), FORMS),
         "backend": (just("xla", None), FORMS),
         "weights": (weights_of(types), FORMS),
         "lr_scale": (just(1.0, 0.5, 0.0, 2, np.float32(0.25)), FORMS),
@@ -247,6 +248,7 @@ WRONG: dict[str, tuple[Any, ...]] = {
     "block_size": (12, 0, -32, 32.0, "32", True, lambda path: 20, {"no": 32}),
     "block_axis": (9, -9, 0.5, "0", True, lambda path: 7, {"no": 0}),
     "layer_axes": (5, -7, 0.5, "0", (0, 9), lambda path: "0", {"no": 0}),
+    "min_shards": (0, -1, 2.0, True, "8", lambda path: 0, {"no": 2}),
     "min_quantized_size": ("4k", 1.5, True, _MANY),
     "seed": (0.5, "0", True, _MANY),
     "weights": ("bf16", 8, {"no": "nearest"}, lambda path: "remainder4"),

@@ -9,6 +9,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, example, given, settings
 
 from octavo import optim
@@ -38,6 +39,7 @@ COMPLEX = Problem(
 )
 
 
+@pytest.mark.filterwarnings("ignore:min_shards=")  # leaves are as short as they can be
 @settings(
     max_examples=100,
     derandomize=True,

@@ -340,5 +340,5 @@ def test_warnings_name_the_users_line_once(
         line = call(tx, p)
         call(tx, p)
     (warned,) = caught
-    assert "Pass sharding=" in str(warned.message)
+    assert "Write tx = tx.bind(params)" in str(warned.message)
     assert (warned.filename, warned.lineno) == (__file__, line)

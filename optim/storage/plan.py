@@ -174,7 +174,7 @@ def _warn_of_shards(
     least, found = settings.min_quantized_size, []
     for path, record in zip(tree.names, records, strict=True):
         blocks = record.blocks
-        inside = math.prod(blocks.shape) // blocks.layer_count
+        inside = math.prod(blocks.shape) // max(blocks.layer_count, 1)
         short = blocks.axis is not None and blocks.size < SMALLEST_BLOCK
         if short and inside >= least and record.steps:
             found.append(f"{path!r} of shape {blocks.shape}")

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from ..checks import check_shards
-from ..options import Settings, at
+from ..options import Settings, at, is_tree
 from .tree import SHARDINGS, Kind, Leaves, per_leaf
 
 _COUNTS = Kind(
-    lambda x: not isinstance(x, Mapping),
+    lambda x: not is_tree(x),
     "ints (or counts of mesh axes, if sharding= is given, too)",
 )
 
