@@ -123,7 +123,7 @@ _LONGEST = 100
 _ONE_LINK = re.compile(r"[-* ]*!?\[[^]]*\]\([^)]*\)[.:]?$")
 
 
-@pytest.mark.parametrize("path", [*FILES, *_ELSEWHERE], ids=name)
+@pytest.mark.parametrize("path", [*FILES, *sorted(_ELSEWHERE)], ids=name)
 def test_prose_wraps(path: Path) -> None:
     """But for tables, code, formulas and lines that are one link."""
     fenced = {k for b in blocks(path) for k in range(b.line, b.line + len(b.lines))}
