@@ -1,6 +1,5 @@
 """Gradients of micro-batches become one step: that of their mean."""
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -29,10 +28,9 @@ def expect_equal(a: Any, b: Any) -> None:
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-@pytest.mark.parametrize("inner", ["identity", "adamw"])
-def test_in_float32_it_is_multi_steps(inner: str) -> None:
-    """Bit for bit; what Adam makes of it, up to what XLA contracts in one of both."""
-    tx: Any = optax.identity() if inner == "identity" else optim.adamw(1e-2)
+def test_in_float32_it_is_multi_steps_bit_for_bit() -> None:
+    """What an optimizer makes of the mean depends on what XLA contracts; this does not."""
+    tx = optax.identity()
     ours, theirs = optim.accumulate(tx, STEPS), optax.MultiSteps(tx, STEPS)
 
     @jax.jit
@@ -50,11 +48,7 @@ def test_in_float32_it_is_multi_steps(inner: str) -> None:
         expect_equal(counts, (b.mini_step, b.gradient_step))
         if seed % STEPS:  # theirs is zero after a step
             expect_equal(a.acc_grads, b.acc_grads)
-        if inner == "identity":
-            expect_equal(u, v)
-        else:
-            # Updates are as large as the rate, 1e-2, of which this is 4 ulps.
-            jax.tree.map(partial(np.testing.assert_allclose, atol=4e-9), u, v)
+        expect_equal(u, v)
 
 
 @pytest.mark.parametrize("inner", ["octavo", "chain", "optax"])
