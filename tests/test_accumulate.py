@@ -29,7 +29,7 @@ def expect_equal(a: Any, b: Any) -> None:
 
 
 def test_in_float32_it_is_multi_steps_bit_for_bit() -> None:
-    """What an optimizer makes of the mean depends on what XLA contracts; this does not."""
+    """Not so what an optimizer makes of it, which depends on what XLA contracts."""
     tx = optax.identity()
     ours, theirs = optim.accumulate(tx, STEPS), optax.MultiSteps(tx, STEPS)
 
