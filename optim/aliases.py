@@ -52,6 +52,14 @@ def _stored(
     )
 
 
+def _paged(
+    name: str, optimizer: Callable[_P, Transformation]
+) -> tuple[Callable[_P, Transformation], ...]:
+    """With its state in host memory: as usual, in 8 bits, and in 32."""
+    plain = _named(f"paged_{name}", optimizer, paged=True)
+    return plain, *_stored(f"paged_{name}", optimizer, paged=True)
+
+
 nadam = _named("nadam", adam, nesterov=True)
 nadamw = _named("nadamw", adamw, nesterov=True)
 amsgrad = _named("amsgrad", adam, amsgrad=True)
@@ -71,6 +79,11 @@ nadamw8bit, nadamw32bit = _stored("nadamw", adamw, nesterov=True)
 rmsprop8bit, rmsprop32bit = _stored("rmsprop", rmsprop)
 sgd8bit, sgd32bit = _stored("sgd", sgd)
 
+paged_adam, paged_adam8bit, paged_adam32bit = _paged("adam", adam)
+paged_adamw, paged_adamw8bit, paged_adamw32bit = _paged("adamw", adamw)
+paged_ademamix, paged_ademamix8bit, paged_ademamix32bit = _paged("ademamix", ademamix)
+paged_lion, paged_lion8bit, paged_lion32bit = _paged("lion", lion)
+
 # fmt: off
 __all__ = [
     "nadam", "nadamw", "amsgrad",
@@ -81,5 +94,9 @@ __all__ = [
     "lion8bit", "lion32bit", "nadam8bit", "nadam32bit",
     "nadamw8bit", "nadamw32bit", "rmsprop8bit", "rmsprop32bit",
     "sgd8bit", "sgd32bit",
+    "paged_adam", "paged_adam8bit", "paged_adam32bit",
+    "paged_adamw", "paged_adamw8bit", "paged_adamw32bit",
+    "paged_ademamix", "paged_ademamix8bit", "paged_ademamix32bit",
+    "paged_lion", "paged_lion8bit", "paged_lion32bit",
 ]
 # fmt: on

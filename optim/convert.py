@@ -10,6 +10,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 
 from octavo.pallas_kernels import InOptax, Storage
 
+from .storage.memory import DEVICE, on_device, put
 from .storage.state import State, scale_name
 from .storage.table import records_of
 from .storage.tree import Leaves
@@ -133,7 +134,9 @@ def decoded(
     free = freed(codes)
     with mesh_of(free), jax.numpy_dtype_promotion("standard"):  # wherever it is strict
         moment = _decode(record, slot, free, freed(scales), freed(reference))
-    return _placed(moment, codes)
+    if not isinstance(codes, jax.Array):
+        return moment
+    return jax.device_put(moment, codes.sharding.with_memory_kind(DEVICE))
 
 
 def encoded(
@@ -167,7 +170,8 @@ def automatic(sharding: NamedSharding) -> NamedSharding:
 
 
 def freed(x: Any) -> Any:
-    """An array with axes that XLA may partition."""
+    """An array on devices, with axes that XLA may partition."""
+    x = on_device(x)
     sharding = getattr(x, "sharding", None)
     named = isinstance(sharding, NamedSharding)
     return jax.device_put(x, automatic(sharding)) if named else x
@@ -182,7 +186,7 @@ def mesh_of(x: Any = None) -> Any:
 
 
 def _placed(x: jax.Array, like: Any) -> jax.Array:
-    return jax.device_put(x, like.sharding) if isinstance(like, jax.Array) else x
+    return put(x, like.sharding) if isinstance(like, jax.Array) else x
 
 
 def _scales(state: State, slot: str, codes: Leaves) -> list[Any]:

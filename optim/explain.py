@@ -10,6 +10,7 @@ from .sharding.finer import with_states
 from .sharding.placement import abstract, full
 from .stepping.tasks import Work, task_of
 from .stepping.transformation import Transformation
+from .storage.memory import DEVICE, HOST
 from .storage.tree import Leaves
 
 
@@ -24,9 +25,11 @@ class ExplanationRow:
       state_spec: how its state is sharded.
       blocks: of its state.
       weights: how a parameter of 16 bits is rounded: the option `weights`; else "".
+      memory: where its state is: `"device"`, or `"pinned_host"` (see docs/paged.md).
       backend: what runs its step: `"tpu"`, `"triton"`, `"mosaic_gpu"`, `"xla"`, or
         `"none"`.
-      why: the reason, if it is no kernel, and what to do where something can be done.
+      why: the reason, if it is no kernel, or if the state of a leaf stays on the device
+        although `paged` was asked for; and what to do where something can be done.
       aligned: False where blocks cross shard boundaries, which costs communication.
     """
 
@@ -36,6 +39,7 @@ class ExplanationRow:
     state_spec: PartitionSpec | None
     blocks: str
     weights: str
+    memory: str
     backend: str
     why: str
     aligned: bool
@@ -54,8 +58,9 @@ class Explanation:
         # Where nothing is to be shown, there is no column.
         finer = any(row.spec != row.state_spec for row in self.rows)
         short = any(row.weights for row in self.rows)
+        paged = any(row.memory != DEVICE for row in self.rows)
         columns = ["spec", *["state_spec"] * finer, "blocks", *["weights"] * short]
-        columns += ["backend", "why"]
+        columns += [*["memory"] * paged, "backend", "why"]
         titles = (name.replace("state_spec", "spec of state") for name in columns)
         table = Table("leaf", "shape", *titles)
         for row in self.rows:
@@ -114,7 +119,7 @@ def explain(
     shapes = jax.tree.map(abstract, params)
     records = optimizer.records(Leaves.of(shapes))
     dtypes = [(record.dtype,) for record in records]
-    work = optimizer.work(tree, shapes, records, where, dtypes, in_place=True)
+    work = optimizer.work(tree, shapes, records, where, dtypes, True, platform)
     return Explanation(tuple(_row(w, platform) for w in work))
 
 
@@ -133,7 +138,8 @@ def _row(work: Work, platform: str | None) -> ExplanationRow:
         spec,
         f"{size} along axis {axis}" if storage.quantized else "",
         storage.weights or "",
+        HOST if work.paging.hosted else DEVICE,
         backend,
-        why,
+        "; ".join(x for x in (why, work.paging.why) if x),
         aligned=not work.crosses_shards,
     )

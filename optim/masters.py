@@ -17,6 +17,7 @@ from octavo.pallas_kernels import (
 )
 
 from .convert import freed, mesh_of
+from .storage.memory import put
 from .storage.state import REMAINDER, State, states_in
 from .storage.table import records_of
 from .storage.tree import Leaves
@@ -104,7 +105,7 @@ def from_masters(state: State, weights: Any) -> tuple[Any, State]:
         with mesh_of(free):
             p, r = _split(free, record.dtype, record.weights)
         params.append(jax.device_put(p, getattr(x, "sharding", None)))
-        kept.append(jax.device_put(r, remainder.sharding))
+        kept.append(put(r, remainder.sharding))
     new: dict[str, Any] = {REMAINDER: old.replaced(kept)}
     return tree.replaced(params), state._replace(**new)
 

@@ -92,6 +92,12 @@ class Options(TypedDict, total=False):
         (ZeRO-1): the mesh axis, or a tuple of them, over which it is partitioned, too,
         `"data"`; or shardings, as for `sharding`. Each device steps its part, and new
         parameters are gathered. Default None: like the parameters.
+      paged: keep the state of large leaves (100,000 values and more) in the host's
+        memory, and stream it through the device in each step, per leaf: True or False.
+        The numbers are the same. Default False. See `docs/paged.md`.
+      page_bytes: with `paged`, the most bytes of one chunk of a leaf on a device: of
+        its gradient, parameter and state. A step has up to four at once. Default 64
+        MiB.
       backend: `"xla"`, `"tpu"`, `"triton"` or `"mosaic_gpu"` (experimental: it is only
         used where it is named), per leaf. A kernel that is named and cannot take a
         quantized leaf is an error (but leaves whose blocks cross shards, of which a
@@ -118,6 +124,8 @@ class Options(TypedDict, total=False):
     record_norms: bool
     sharding: Any
     state_sharding: Any
+    paged: PerLeaf[bool]
+    page_bytes: int
     backend: PerLeaf[str | None]
     seed: int
 
@@ -142,6 +150,8 @@ class Settings:
     record_norms: bool = False
     sharding: Any = None
     state_sharding: Any = None
+    paged: PerLeaf[bool] = False
+    page_bytes: int = 64 * 2**20
     backend: PerLeaf[str | None] = None
     seed: int = 0
 
@@ -173,7 +183,9 @@ class Settings:
             check_shards(settings.min_shards, "")
         if is_number(settings.lr_scale):
             check_not_negative(lr_scale=settings.lr_scale)
-        for name in ("min_quantized_size", "seed"):
+        if not is_by_leaf(settings.paged):
+            check_bool(paged=settings.paged)
+        for name in ("min_quantized_size", "page_bytes", "seed"):
             check_int(name, getattr(settings, name))
         check_positive(
             grad_clip_norm=settings.grad_clip_norm,

@@ -12,8 +12,10 @@ import optax
 
 from octavo.pallas_kernels import Storage, StoredSlot, nbytes
 
-from .storage.state import State, scale_name, states_in
+from .sharding.states import made
+from .storage.state import REMAINDER, State, scale_name, states_in
 from .storage.table import records_of, tables_of
+from .storage.tree import Leaves
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class MemoryRow:
       formats: of the slots, and of the remainder if there is one, joined by `/`.
       bytes: of their state, all leaves together.
       bytes_32bit: what it would be with 4 bytes for each moment, and no remainder.
+      host_bytes: of `bytes`, those in host memory (see docs/paged.md).
     """
 
     pattern: str
@@ -35,6 +38,7 @@ class MemoryRow:
     formats: str
     bytes: int
     bytes_32bit: int
+    host_bytes: int = 0
 
     @property
     def parameters(self) -> int:
@@ -67,11 +71,23 @@ class MemoryReport:
         """Of the whole state, with 4 bytes for each moment."""
         return sum(row.bytes_32bit for row in self.rows) + self.other_bytes
 
+    @property
+    def host_bytes(self) -> int:
+        """Of the state, those in host memory."""
+        return sum(row.host_bytes for row in self.rows)
+
+    @property
+    def device_bytes(self) -> int:
+        """Of the state, those on devices."""
+        return self.bytes - self.host_bytes
+
     def __str__(self) -> str:
         from rich.console import Console
         from rich.table import Table
 
-        table = Table("leaves", "shape", "format", "parameters", "state", "in 32 bits")
+        paged = ["on the host"] * bool(self.host_bytes)
+        names = ("leaves", "shape", "format", "parameters", "state", *paged)
+        table = Table(*names, "in 32 bits")
         for column in table.columns[3:]:
             column.justify = "right"
         for row in self.rows:
@@ -83,12 +99,14 @@ class MemoryReport:
                 row.formats,
                 f"{row.parameters:,}",
                 shown_size(row.bytes),
+                *([shown_size(row.host_bytes)] * len(paged)),
                 shown_size(row.bytes_32bit),
             )
         table.add_section()
         if self.other_bytes:
             other = shown_size(self.other_bytes)
-            table.add_row("counters and others", "", "", "", other, other)
+            none = [shown_size(0)] * len(paged)
+            table.add_row("counters and others", "", "", "", other, *none, other)
         per_parameter = self.bytes / max(self.parameters, 1)
         table.add_row(
             "total",
@@ -96,6 +114,7 @@ class MemoryReport:
             f"{per_parameter:.3f} bytes per parameter",
             f"{self.parameters:,}",
             shown_size(self.bytes),
+            *([shown_size(self.host_bytes)] * len(paged)),
             shown_size(self.bytes_32bit),
         )
         console = Console(width=110, color_system=None)
@@ -125,24 +144,24 @@ def memory_report(tx: optax.GradientTransformation, params: Any) -> MemoryReport
     >>> print(f"{report.bytes / report.parameters:.3f}")
     2.125
     """
-    state = jax.eval_shape(tx.init, params)
-    groups: dict[tuple[str, tuple[int, ...], str], list[tuple[int, int]]] = {}
-    for one, table in zip(states_in(state), tables_of(tx, params), strict=True):
+    state, spaces = made(tx, params)
+    groups: dict[tuple[str, tuple[int, ...], str], list[tuple[int, int, int]]] = {}
+    each = (states_in(state), states_in(spaces), tables_of(tx, params))
+    for one, where, table in zip(*each, strict=True):
         for path, record in records_of(one, table).items():
             pattern = re.sub(r"\d+", "*", path)
             formats = dict.fromkeys(_shown(slot) for slot in record.slots)
             if record.has_remainder:
                 formats[str(record.weights)] = None
             key = pattern, record.shape, "/".join(formats)
-            groups.setdefault(key, []).append(_sizes(one, record))
+            groups.setdefault(key, []).append(_sizes(one, where, path, record))
     rows = tuple(
         MemoryRow(
             pattern,
             shape,
             len(sizes),
             formats,
-            sum(stored for stored, _ in sizes),
-            sum(full for _, full in sizes),
+            *(sum(column) for column in zip(*sizes, strict=True)),
         )
         for (pattern, shape, formats), sizes in groups.items()
     )
@@ -157,18 +176,24 @@ def _shown(slot: StoredSlot) -> str:
     return slot.format.name if own else slot.dtype.name
 
 
-def _sizes(state: State, record: Storage) -> tuple[int, int]:
-    """Bytes of a leaf's state, and what they would be in 32 bits."""
-    stored = full = 0
+def _sizes(
+    state: State, spaces: State, path: str, record: Storage
+) -> tuple[int, int, int]:
+    """Bytes of a leaf's state, what they would be in 32 bits, those on the host."""
+    arrays, full = {}, 0
     for k, slot in enumerate(record.slots):
-        codes = record.codes(k)
-        stored += nbytes(codes)
+        arrays[slot.name] = record.codes(k)
         full += 4 * math.prod(record.shape if slot.shape is None else slot.shape)
         if scale_name(slot.name) in state._fields:
-            stored += nbytes(record.scales(k))
+            arrays[scale_name(slot.name)] = record.scales(k)
     if state.remainders is not None:
-        stored += nbytes(record.remainder)
-    return stored, full
+        arrays[REMAINDER] = record.remainder
+    host = 0
+    for field, x in arrays.items():
+        tree = Leaves.of(getattr(spaces, field))
+        if tree.leaves[tree.paths.index(path)] == jax.memory.Space.Host:
+            host += nbytes(x)
+    return sum(nbytes(x) for x in arrays.values()), full, host
 
 
 def shown_size(n: int) -> str:

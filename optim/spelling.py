@@ -51,7 +51,9 @@ class Callee:
     @property
     def defaults(self) -> dict[str, Any]:
         """What a call in torch's words means by the arguments that it leaves out."""
-        stem = self.name.removesuffix("8bit").removesuffix("32bit")
+        stem = (
+            self.name.removeprefix("paged_").removesuffix("8bit").removesuffix("32bit")
+        )
         row = TORCH_DEFAULTS.get(stem, {})
         return {name: value for name, value in row.items() if name in self.known}
 
@@ -272,10 +274,11 @@ def absent(module: str, name: str, names: Iterable[str]) -> str:
     unpaged = plain.removeprefix("paged")
     stem = unpaged.removesuffix("8bit").removesuffix("32bit")
     if stem in TORCH_DEFAULTS and unpaged in names:
-        paged = " There is no paged state yet." if unpaged != plain else ""
+        own, paged = f"paged_{unpaged}", unpaged != plain
+        call = own if paged and own in names else unpaged
+        option = ", paged=True" if paged and own not in names else ""
         return (
-            f"{message}.{paged} Write tx = optim.{unpaged}(1e-3); "
-            "state = tx.init(params)"
+            f"{message}. Write tx = optim.{call}(1e-3{option}); state = tx.init(params)"
         )
     longer = sorted((x for x in names if x.startswith(plain)), key=len)
     alike = difflib.get_close_matches(unpaged, names, n=1)

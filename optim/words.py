@@ -34,6 +34,7 @@ TORCH_DEFAULTS: dict[str, dict[str, Any]] = {
 SAME = {
     "lr": "learning_rate",
     "min_8bit_size": "min_quantized_size",
+    "is_paged": "paged",
     "alpha": "decay",
     "rho": "decay",
 }
@@ -77,7 +78,6 @@ TORCH_WORDS: dict[str, Word] = {
     "block_wise": Word(
         (True,), "one scale for a whole array loses small values, so there are blocks"
     ),
-    "is_paged": Word((False,), "there is no paged state yet"),
     "skip_zeros": Word(
         (False,), "values whose gradient is 0 take their steps like all others"
     ),

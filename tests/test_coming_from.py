@@ -32,7 +32,8 @@ class Row(NamedTuple):
         """The call there with the name changed, and without parameters."""
         match = re.fullmatch(r"\w+\.optim\.(\w+)\((?:params, )?(.*)\)", self.there)
         assert match is not None, self.there
-        return f"optim.{match[1].lower().removeprefix('paged')}({match[2]})"
+        name = match[1].lower().replace("paged", "paged_")
+        return f"optim.{name}({match[2]})"
 
 
 ROWS = [

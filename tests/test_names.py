@@ -31,6 +31,14 @@ def test_words_that_ask_for_nothing() -> None:
         optim.adam(lr=1e-3, min_8bit_size=64, optim_bits=32),
         optim.adam32bit(1e-3, min_quantized_size=64),
     )
+    same(
+        optim.adamw8bit(lr=1e-3, is_paged=True),
+        optim.paged_adamw8bit(1e-3, weight_decay=0.01),
+    )
+    same(
+        optim.paged_lion32bit(lr=1e-4),
+        optim.lion(1e-4, 0.9, 0.99, 0.0, paged=True, state="32bit"),
+    )
 
 
 PARAMS = {"w": jnp.ones(3)}
@@ -42,7 +50,6 @@ _OBJECT = SimpleNamespace(optim_bits=8, min_8bit_size=64, max_unorm=0.0)
     ("call", "reason", "written"),
     [
         ("adamw(lr=1e-3, block_wise=False)", "one scale for a whole array", _ADAMW),
-        ("adamw(lr=1e-3, is_paged=True)", "no paged state yet", _ADAMW),
         ("adamw(lr=1e-3, skip_zeros=True)", "whose gradient is 0", _ADAMW),
         ("adamw(lr=1e-3, differentiable=True)", "no such mode", _ADAMW),
         (
@@ -204,8 +211,11 @@ def test_names_of_optax_are_variants_of_adam() -> None:
         ("AdEMAMix", "Write tx = optim.ademamix(1e-3); state = tx.init(params)"),
         (
             "PagedLion8bit",
-            "There is no paged state yet. Write tx = optim.lion8bit(1e-3); "
-            "state = tx.init(params)",
+            "Write tx = optim.paged_lion8bit(1e-3); state = tx.init(params)",
+        ),
+        (
+            "PagedRMSprop",
+            "Write tx = optim.rmsprop(1e-3, paged=True); state = tx.init(params)",
         ),
         ("nothing_like_it", "has no attribute 'nothing_like_it'"),
         ("__wrapped__", "has no attribute '__wrapped__'"),

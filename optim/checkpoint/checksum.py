@@ -11,6 +11,7 @@ from jax import lax
 from octavo.pallas_kernels.rounding import finalize
 
 from ..convert import mesh_of
+from ..storage.memory import on_device
 
 
 def checksum(x: Any) -> jax.Array:
@@ -26,6 +27,7 @@ def checksum(x: Any) -> jax.Array:
         x = np.asarray(x)
         if is_shortened(x.dtype):
             x = x.reshape(*x.shape, 1).view(np.uint32)
+    x = on_device(x)
     with mesh_of(x):
         return _sums(jnp.asarray(x))
 

@@ -12,6 +12,7 @@ from octavo.pallas_kernels import Storage
 
 from ..convert import mesh_of
 from ..stepping.norms import HISTORY
+from ..storage.memory import put
 from ..storage.state import State, scale_name
 from ..storage.table import table_of
 from .description import CheckpointError, flat, form
@@ -80,7 +81,7 @@ class Match:
             for goal, x in zip(goals, made, strict=True):
                 if x is not None:
                     where = self._target.shardings.get(goal)
-                    values[goal] = x if where is None else jax.device_put(x, where)
+                    values[goal] = x if where is None else put(x, where)
         return values
 
     # ------------------------------------------------------------ leaves as they are

@@ -12,6 +12,7 @@ from octavo.pallas_kernels import Storage
 
 from ..convert import FROM_OPTAX, automatic, decoded, encoded
 from ..sharding.geometry import fitting
+from ..storage.memory import on_device
 from .checksum import is_key
 from .description import form
 
@@ -26,7 +27,8 @@ class Move(NamedTuple):
 def typed(x: Any, like: Any) -> Any:
     """An array of the type of another; keys from their data."""
     if not is_key(like):
-        return (jax.random.key_data(x) if is_key(x) else x).astype(form(like)[1])
+        data, dtype = jax.random.key_data(x) if is_key(x) else x, form(like)[1]
+        return data if data.dtype == dtype else on_device(data).astype(dtype)
     if is_key(x):
         return x
     impl = jax.random.key_impl(jnp.empty((), like.dtype))
@@ -102,4 +104,6 @@ def loaded_as(sharding: Any, shape: tuple[int, ...]) -> Any:
     if not isinstance(sharding, NamedSharding) or len(sharding.spec) > len(shape):
         single = sharding is not None and len(sharding.device_set) == 1
         return sharding if single else None
-    return fitting(automatic(sharding), shape)
+    free = fitting(automatic(sharding), shape)
+    kind = sharding.memory_kind
+    return free if kind is None else free.with_memory_kind(kind)

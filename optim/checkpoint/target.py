@@ -11,7 +11,9 @@ from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 from octavo.pallas_kernels import Storage
 
 from ..sharding.geometry import fitting
-from ..sharding.placement import full
+from ..sharding.placement import abstract, full
+from ..sharding.states import made
+from ..storage.memory import HOST
 from ..storage.state import State
 from ..storage.table import own_table, records_of, tables_of
 from ..storage.tree import Leaves, path_name
@@ -64,7 +66,7 @@ class Target:
         return cls(
             tree,
             taken,
-            _shardings(tree, leaves, sharding),
+            _shardings(tx, tree, leaves, sharding),
             states,
             {path: records_of(states[path], table) for path, table in tables.items()},
         )
@@ -127,7 +129,7 @@ def _parameters(tree: Any) -> Any:
 
 
 def _shardings(
-    tree: Any, leaves: Mapping[str, Any], sharding: Any
+    tx: Any, tree: Any, leaves: Mapping[str, Any], sharding: Any
 ) -> dict[str, NamedSharding]:
     """The sharding of each leaf of JAX, as far as that is known."""
     ours = {p: x for p, x in leaves.items() if _is_of_jax(x)}
@@ -140,7 +142,25 @@ def _shardings(
     moments = {p for path, state in states.items() for p in _trees(path, state)}
     others = {p for p in ours if p not in moments and any(below(p, s) for s in states)}
     near = {p: _like_parameter(p, np.shape(x), given) for p, x in ours.items()}
-    return {p: s if s and p not in others else everywhere for p, s in near.items()}
+    found = {p: s if s and p not in others else everywhere for p, s in near.items()}
+    hosted = _hosted(tx, params, given, states)
+    return {p: s.with_memory_kind(HOST) if p in hosted else s for p, s in found.items()}
+
+
+def _hosted(
+    tx: Any,
+    params: Leaves,
+    given: Mapping[str, NamedSharding],
+    states: Mapping[str, State],
+) -> set[str]:
+    """Paths of the arrays that the optimizer keeps in host memory."""
+    if not hasattr(tx, "init"):
+        return set()
+    shapes = params.replaced([abstract(x) for x in params.leaves])
+    _, spaces = made(tx, shapes, list(given.values()))
+    fields = {path.partition("/")[0] for path in states}
+    hosted = {p for p, s in flat(spaces).items() if s == jax.memory.Space.Host}
+    return {join(field, path) for field in fields for path in hosted}
 
 
 def _is_of_jax(x: Any) -> bool:

@@ -26,7 +26,8 @@ def fitting(sharding: NamedSharding, shape: tuple[int, ...]) -> NamedSharding:
     kept = (
         s if n % k == 0 else None for s, n, k in zip(spec, shape, parts, strict=True)
     )
-    return NamedSharding(sharding.mesh, PartitionSpec(*kept))
+    kind = sharding.memory_kind
+    return NamedSharding(sharding.mesh, PartitionSpec(*kept), memory_kind=kind)
 
 
 def padded_spec(sharding: NamedSharding, rank: int) -> tuple[Any, ...]:

@@ -5,10 +5,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
+from jax.sharding import (
+    AbstractMesh,
+    AxisType,
+    Mesh,
+    NamedSharding,
+    PartitionSpec,
+    SingleDeviceSharding,
+)
 
 from ..checks import is_traced
+from ..storage.memory import HOST
 from ..storage.shards import mesh_axes
 from ..storage.tree import SHARDINGS, Leaves, per_leaf
 from .geometry import fitting, is_explicit, shards
@@ -49,6 +58,17 @@ def everywhere(x: jax.Array, leaves: Sequence[Any], given: Sequence[Any]) -> jax
                 return jax.device_put(x, replicated)
             return _constrained(x, replicated)
     return x
+
+
+def committed(tree: Any) -> Any:
+    """Arrays bound to their devices, as arrays in host memory always are.
+
+    So are the results of a step with one of those: a free array beside it would make
+    the second step another program than the first.
+    """
+    return jax.tree.map(
+        lambda x: x if is_traced(x) else jax.device_put(x, x.sharding), tree
+    )
 
 
 def _home(leaf: Any, sharding: NamedSharding | None) -> NamedSharding | None:
@@ -105,18 +125,45 @@ def filled(
     value: Any,
     leaf: Any,
     sharding: NamedSharding | None,
+    on_host: bool = False,
 ) -> jax.Array:
     """An array of one value, sharded like a parameter as far as its shape divides.
 
     Never on one device first. Without a sharding, that of a concrete array is taken.
     """
     where = _home(leaf, sharding)
+    if on_host:
+        return _filled_on_host(like, value, leaf, where)
     if where is None:
         return jnp.full(like.shape, value, like.dtype)
     fitted = fitting(where, like.shape)
     if isinstance(leaf, jax.Array) and not is_traced(leaf):
         return jnp.full(like.shape, value, like.dtype, device=fitted)
     return _constrained(jnp.full(like.shape, value, like.dtype), fitted)
+
+
+def _filled_on_host(
+    like: jax.ShapeDtypeStruct, value: Any, leaf: Any, where: NamedSharding | None
+) -> jax.Array:
+    """Such an array in host memory; outside of jit, without passing a device."""
+    fitted: Any = None if where is None else fitting(where, like.shape)
+    if is_traced(leaf) or not isinstance(leaf, jax.Array | np.ndarray):
+        made = jnp.full(like.shape, value, like.dtype)
+        made = made if fitted is None else _constrained(made, fitted)
+        return jax.device_put(made, jax.memory.Space.Host)
+    if fitted is None:
+        (device,) = leaf.devices() if isinstance(leaf, jax.Array) else jax.devices()[:1]
+        there = SingleDeviceSharding(device, memory_kind=HOST)
+        return jax.device_put(np.full(like.shape, value, like.dtype), there)
+
+    def shard(index: Any) -> np.ndarray[Any, Any]:
+        lengths = (
+            len(range(*s.indices(n))) for s, n in zip(index, like.shape, strict=True)
+        )
+        return np.full((*lengths,), value, like.dtype)
+
+    there = fitted.with_memory_kind(HOST)
+    return jax.make_array_from_callback(like.shape, there, shard)
 
 
 def _explicit(leaf: Any) -> NamedSharding | None:
@@ -173,3 +220,18 @@ def _shown(mesh: Any) -> str:
 def abstract(x: Any) -> jax.ShapeDtypeStruct:
     """Shape and type of a leaf."""
     return jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x))
+
+
+def platform_of(sharding: NamedSharding | None) -> str:
+    """Of the mesh's devices, which may be absent ones, or else JAX' default one."""
+    if sharding is not None:
+        mesh = sharding.mesh
+        if isinstance(mesh, Mesh):
+            return mesh.devices.flat[0].platform
+        platform = getattr(mesh.abstract_device, "platform", None)
+        if platform is not None:
+            return platform
+    default = jax.config.jax_default_device  # type: ignore[attr-defined]
+    if default is None:
+        return jax.default_backend()
+    return default if isinstance(default, str) else default.platform

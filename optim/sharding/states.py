@@ -1,11 +1,13 @@
 """The sharding of a whole state, for what places and stores it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from ..storage.memory import HOST
 from ..storage.tree import Leaves
 from .finer import with_states
 from .geometry import fitting
@@ -56,9 +58,9 @@ def state_sharding(
             "to parameters that are on a mesh: tx.bind(params)"
         )
     given = full(shardings, tree)
-    state = jax.eval_shape(tx.init, shapes)
     if not given:
         raise ValueError("params has no leaves: there is no mesh to put a state on")
+    state, spaces = made(tx, shapes, given)
     everywhere = NamedSharding(given[0].mesh, PartitionSpec())
     finer = getattr(settings, "state_sharding", None)
     states = with_states(given, finer, tree).state
@@ -69,7 +71,7 @@ def state_sharding(
         fits = len(sharding.spec) <= len(leaf.shape)
         return fitting(sharding, leaf.shape) if fits else everywhere
 
-    return optax.tree_map_params(
+    shardings = optax.tree_map_params(
         tx,
         of,
         state,
@@ -77,3 +79,29 @@ def state_sharding(
         transform_non_params=lambda _: everywhere,
         is_leaf=lambda x: isinstance(x, optax.MaskedNode),
     )
+    return jax.tree.map(in_memory, shardings, spaces)
+
+
+def made(
+    tx: optax.GradientTransformation, shapes: Any, given: Sequence[NamedSharding] = ()
+) -> tuple[Any, Any]:
+    """The shapes of a fresh state, and in which memory each of its arrays is.
+
+    Args:
+      tx: the transformation.
+      shapes: of the parameters.
+      given: their shardings, as far as they are known.
+    """
+    if given:
+        pairs = zip(jax.tree.leaves(shapes), given, strict=True)
+        placed = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s) for x, s in pairs]
+        shapes = jax.tree.unflatten(jax.tree.structure(shapes), placed)
+    jaxpr, state = jax.make_jaxpr(tx.init, return_shape=True)(shapes)
+    found = [x.memory_space for x in jaxpr.out_avals]
+    return state, jax.tree.unflatten(jax.tree.structure(state), found)
+
+
+def in_memory(sharding: NamedSharding, space: Any) -> NamedSharding:
+    """A sharding with the kind of memory, where that is the host's."""
+    host = space == jax.memory.Space.Host
+    return sharding.with_memory_kind(HOST) if host else sharding

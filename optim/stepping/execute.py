@@ -26,6 +26,7 @@ from ..sharding.geometry import (
     resharded,
     starts,
 )
+from .pages import run_paged
 from .tasks import Sharded, Task, Whole
 
 # For each leaf, the structure of its operands and their places in a list.
@@ -67,13 +68,9 @@ def run_tasks(
         local = jax.device_count() == 1
         noises = [Noise(step, np.int32(i), jnp.int32(0)) for i in _some(ids, whole)]
         own: list[Any] = _some(tasks, whole)
-        results = run_all(
-            [(task.backend, task.program) for task in own],
-            _some(leaves, whole),
-            _some(scalars, whole),
-            noises,
-            together=local,
-        )
+        parts = [task.program for task in own]
+        given = (_some(leaves, whole), _some(scalars, whole), noises)
+        results = _run_parts(own, parts, *given, together=local)
         for k, result in zip(whole, results, strict=True):
             found[k] = result
     for some in _regions(tasks, inside):
@@ -82,6 +79,30 @@ def run_tasks(
         results = _in_shards(*statics, _some(leaves, some), operands, step)
         for k, result in zip(some, results, strict=True):
             found[k] = _at_home(tasks[k], result)
+    return found
+
+
+def _run_parts(
+    tasks: Sequence[Task],
+    parts: Sequence[Program],
+    leaves: Sequence[Leaf],
+    scalars: Sequence[Scalars],
+    noises: Sequence[Noise],
+    *,
+    together: bool,
+) -> list[Any]:
+    """One pass over whole leaves, or one shard of each; chunk by chunk where paged."""
+    found: list[Any] = [None] * len(tasks)
+    here = [k for k, task in enumerate(tasks) if task.page_bytes is None]
+    programs = [(tasks[k].backend, parts[k]) for k in here]
+    columns = (_some(column, here) for column in (leaves, scalars, noises))
+    results = run_all(programs, *columns, together=together)
+    for k, result in zip(here, results, strict=True):
+        found[k] = result
+    for k, task in enumerate(tasks):
+        if task.page_bytes is not None:
+            paged = (task.backend, parts[k], task.page_bytes)
+            found[k] = run_paged(*paged, leaves[k], scalars[k], noises[k])
     return found
 
 
@@ -198,8 +219,8 @@ def _on_one_device(
         for task, i in zip(tasks, ids, strict=True)
     ]
     own = [_of_shard(*x) for x in zip(tasks, shards, scalars, strict=True)]
-    programs = [(task.backend, part) for task, part in each]
-    found = run_all(programs, leaves, own, noises, together=True)
+    parts = [part for _, part in each]
+    found = _run_parts(tasks, parts, leaves, own, noises, together=True)
     if not tasks[0].program.sums:
         return found
     rows = zip(tasks, shards, found, strict=True)

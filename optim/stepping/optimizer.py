@@ -15,7 +15,8 @@ from octavo.pallas_kernels import Program, Rule, Scalars, Storage
 from ..options import Settings, check_backend
 from ..sharding.binding import check_boxes
 from ..sharding.finer import Places, places
-from ..sharding.placement import everywhere, filled
+from ..sharding.hosting import pagings
+from ..sharding.placement import committed, everywhere, filled
 from ..storage.plan import plan, quantizes
 from ..storage.state import (
     REMAINDER,
@@ -79,27 +80,34 @@ class Optimizer:
         records = self.records(leaves)
         check_boxes(params, records)
         where = self.places(leaves).state
-        each = list(zip(records, leaves.leaves, where, strict=True))
+        pages = pagings(self.settings, leaves, records, where)
+        each = list(zip(records, leaves.leaves, where, pages, strict=True))
         trees = {}
         for k, slot in enumerate(self.rule.slots):
             codes, scales = [], []
-            for record, p, sharding in each:
+            for record, p, sharding, paging in each:
                 code, scale = record.initial(k)
-                codes.append(filled(record.codes(k), code, p, sharding))
-                scales.append((record.scales(k), scale, p, sharding))
+                codes.append(filled(record.codes(k), code, p, sharding, paging.hosted))
+                # What no step reads stays on the device.
+                hosted = paging.hosted and record.formats[k].quantized
+                scales.append((record.scales(k), scale, p, sharding, hosted))
             trees[slot.name] = leaves.replaced(codes)
             if scale_name(slot.name) in self.fields:
                 full = [filled(*args) for args in scales]
                 trees[scale_name(slot.name)] = leaves.replaced(full)
         if self.settings.keeps_remainders:
-            kept = [filled(r.remainder, 0, p, sharding) for r, p, sharding in each]
+            kept = [
+                filled(r.remainder, 0, p, s, r.has_remainder and paging.hosted)
+                for r, p, s, paging in each
+            ]
             trees[REMAINDER] = leaves.replaced(kept)
         small = (jnp.zeros((), jnp.int32), self._extra(records))
         count, extra = jax.tree.map(
             lambda x: everywhere(x, leaves.leaves, where), small
         )
         made = {"count": count, **trees, "extra": extra}
-        return state_class(self.fields)(**made)  # type: ignore[call-arg]
+        state = state_class(self.fields)(**made)  # type: ignore[call-arg]
+        return committed(state) if any(x.hosted for x in pages) else state
 
     def _extra(self, records: list[Storage]) -> dict[str, Any]:
         table = table_of(records, len(self.rule.slots))
@@ -203,6 +211,7 @@ class Optimizer:
         where: Places,
         dtypes: Sequence[tuple[Any, ...]],
         in_place: bool,
+        platform: str | None = None,
     ) -> list[Work]:
         """What a step has to do for each leaf: static, without its arrays."""
         rules = self._rules(records, params, tree)
@@ -219,7 +228,8 @@ class Optimizer:
         )
         rows = (tree.names, programs, where.state, homes, dtypes, backends)
         known = [self.settings.sharding is not None] * len(records)
-        return [Work(*row) for row in zip(*rows, known, strict=True)]
+        pages = pagings(self.settings, tree, records, where.state, platform)
+        return [Work(*row) for row in zip(*rows, known, pages, strict=True)]
 
     def _rules(
         self, records: Sequence[Storage], params: Any, tree: Leaves

@@ -5,12 +5,15 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 
 from octavo.pallas_kernels import Choice, Program, Sum, choose
 
 from ..checks import warn_once
 from ..sharding.geometry import advice, aligned, shards
+from ..sharding.hosting import Paging
+from ..sharding.placement import platform_of
+from .pages import first_chunk
 
 
 class Work(NamedTuple):
@@ -25,6 +28,7 @@ class Work(NamedTuple):
       dtypes: of the gradient and the parameter.
       backend: the one that the user wants, or None.
       known: whether it is known where the leaf is, one device included.
+      paging: whether its state is in host memory.
     """
 
     path: str
@@ -34,6 +38,7 @@ class Work(NamedTuple):
     dtypes: tuple[Any, ...]
     backend: str | None
     known: bool
+    paging: Paging = Paging(None)
 
     @property
     def crosses_shards(self) -> bool:
@@ -54,6 +59,7 @@ class Whole:
 
     program: Program
     backend: str
+    page_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,7 @@ class Sharded:
       home: of the parameter, where it is another one; else None.
       in_shards: whether each device can work on its own shard. If not, XLA partitions
         the whole.
+      page_bytes: where the state is in host memory, of a chunk of it; else None.
     """
 
     program: Program
@@ -74,6 +81,7 @@ class Sharded:
     sharding: NamedSharding
     home: NamedSharding | None
     in_shards: bool
+    page_bytes: int | None = None
 
     @property
     def shard(self) -> Program:
@@ -122,11 +130,11 @@ def task_of(work: Work, platform: str | None = None) -> tuple[Task, str]:
     """
     program, sharding = work.program, work.sharding
     if sharding is None:
-        choice = _choose(work, program, platform or _platform(None))
+        choice = _choose(work, program, platform or platform_of(None))
         several = platform is None and jax.device_count() > 1 and not work.known
         if several and work.backend is None and choice.backend != "xla":
             choice = Choice("xla", _UNKNOWN_SHARDING)
-        return Whole(program, choice.backend), choice.why
+        return Whole(program, choice.backend, _page_bytes(work)), choice.why
     if work.crosses_shards:
         why = advice(work.path, program.storage, sharding)
         return Sharded(program, "xla", sharding, work.home, in_shards=False), why
@@ -134,12 +142,20 @@ def task_of(work: Work, platform: str | None = None) -> tuple[Task, str]:
         why = "slots of another shape than the parameter's need the whole leaf"
         return Sharded(program, "xla", sharding, work.home, in_shards=False), why
     shard = program.shard(_parts(program, sharding))
-    choice = _choose(work, shard, platform or _platform(sharding))
-    task = Sharded(program, choice.backend, sharding, work.home, in_shards=True)
-    return task, choice.why
+    choice = _choose(work, shard, platform or platform_of(sharding))
+    where = (sharding, work.home, True, _page_bytes(work))
+    return Sharded(program, choice.backend, *where), choice.why
+
+
+def _page_bytes(work: Work) -> int | None:
+    """None, too, for a pass that does not read the state."""
+    return work.paging.page_bytes if work.program.reads_state else None
 
 
 def _choose(work: Work, program: Program, platform: str) -> Choice:
+    page_bytes = _page_bytes(work)
+    if page_bytes is not None:
+        program = first_chunk(program, work.dtypes, page_bytes)
     try:
         return choose(program, work.dtypes, platform, work.backend)
     except ValueError as error:
@@ -151,21 +167,6 @@ def _choose(work: Work, program: Program, platform: str) -> Choice:
 
 def _parts(program: Program, sharding: NamedSharding) -> tuple[int, ...]:
     return shards(sharding, len(program.storage.shape))
-
-
-def _platform(sharding: NamedSharding | None) -> str:
-    """Of the mesh's devices, which may be absent ones, or else JAX' default one."""
-    if sharding is not None:
-        mesh = sharding.mesh
-        if isinstance(mesh, Mesh):
-            return mesh.devices.flat[0].platform
-        platform = getattr(mesh.abstract_device, "platform", None)
-        if platform is not None:
-            return platform
-    default = jax.config.jax_default_device  # type: ignore[attr-defined]
-    if default is None:
-        return jax.default_backend()
-    return default if isinstance(default, str) else default.platform
 
 
 _UNKNOWN_SHARDING = (

@@ -1,0 +1,139 @@
+"""Which leaves have their state in host memory: the options `paged`, `page_bytes`."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+
+from octavo.pallas_kernels import Storage
+
+from ..checks import warn_once
+from ..options import Settings, at
+from ..storage.chunks import chunk_bytes, least_shape
+from ..storage.memory import HOST
+from ..storage.tree import BOOLS, Leaves, per_leaf
+from .geometry import aligned, shards
+from .placement import platform_of
+
+LEAST_PAGED = 100_000  # values of a leaf
+
+
+class Paging(NamedTuple):
+    """Whether the state of a leaf is in host memory.
+
+    Attributes:
+      page_bytes: then the most bytes of a chunk; None: it is on the device.
+      why: it is there although the option says otherwise; else "".
+    """
+
+    page_bytes: int | None
+    why: str = ""
+
+    @property
+    def hosted(self) -> bool:
+        """Whether it is."""
+        return self.page_bytes is not None
+
+
+def pagings(
+    settings: Settings,
+    tree: Leaves,
+    records: Sequence[Storage],
+    states: Sequence[NamedSharding | None],
+    platform: str | None = None,
+) -> list[Paging]:
+    """Where the state of each leaf is: the same in `init` and in every step.
+
+    Args:
+      settings: the options.
+      tree: the parameters.
+      records: how each leaf is stored.
+      states: how the state of each is sharded; None where that is not known, or is one
+        device.
+      platform: of devices that are not here. Default None: of those of the mesh, or of
+        JAX' own.
+
+    Raises:
+      ValueError: where a chunk of `page_bytes` would hold no block row.
+    """
+    wanted = per_leaf("paged", settings.paged, tree, BOOLS)
+    rows = zip(tree.names, wanted, records, states, strict=True)
+    found = []
+    for path, asked, record, sharding in rows:
+        why = _on_device(settings, record, sharding, platform) if asked else ""
+        if not asked or why:
+            found.append(Paging(None, why))
+            continue
+        _check_page(settings.page_bytes, path, record, sharding)
+        found.append(Paging(settings.page_bytes))
+    return found
+
+
+def _on_device(
+    settings: Settings,
+    record: Storage,
+    sharding: NamedSharding | None,
+    platform: str | None,
+) -> str:
+    """Why the state of a leaf cannot be, or need not be, in host memory; else ""."""
+    if not record.steps or math.prod(record.shape) < LEAST_PAGED:
+        return f"state on the device: fewer than {LEAST_PAGED:,} values"
+    if not record.elementwise:
+        return "state on the device: slots of another shape than the parameter's"
+    if sharding is not None and not aligned(record.blocks, sharding):
+        return "state on the device: its blocks cross shard boundaries"
+    unknown = sharding is None and settings.sharding is None and platform is None
+    if unknown and jax.device_count() > 1:
+        warn_once(_UNKNOWN.format(devices=jax.device_count()))
+        return "state on the device: it is not known how the leaf is sharded"
+    if platform is None and not has_host_memory(sharding):
+        warn_once(_NO_HOST.format(platform=platform_of(sharding)))
+        return "state on the device: there is no other memory"
+    if (platform or platform_of(sharding)) == "tpu":
+        warn_once(_TPU)
+        return "state on the device: on TPU, paged state is not supported yet"
+    return ""
+
+
+def has_host_memory(sharding: NamedSharding | None) -> bool:
+    """Whether the devices can use the memory of their hosts."""
+    mesh = None if sharding is None else sharding.mesh
+    device = mesh.devices.flat[0] if isinstance(mesh, Mesh) else jax.devices()[0]
+    try:
+        return HOST in {memory.kind for memory in device.addressable_memories()}
+    except jax.errors.JaxRuntimeError:
+        return True  # a device that is only described, for a compiler
+
+
+def _check_page(
+    page_bytes: int, path: str, record: Storage, sharding: NamedSharding | None
+) -> None:
+    if sharding is not None:
+        record = record.shard(shards(sharding, len(record.shape)))
+    dtypes = (record.dtype, record.dtype)
+    least = least_shape(record.blocks)
+    needed = chunk_bytes(record, dtypes, least)
+    if needed > page_bytes:
+        raise ValueError(
+            f"page_bytes={page_bytes}{at(path)}: one row of blocks, {least} of its "
+            f"shape {record.shape} with gradient, parameter and state, has {needed} "
+            f"bytes. Write page_bytes={needed} or more; the default is {64 * 2**20}"
+        )
+
+
+_UNKNOWN = (
+    "paged: {devices} devices, and it is not known how parameters are sharded over "
+    "them, so the state stays on the devices. Write tx = tx.bind(params) once "
+    "parameters are on their devices, or use a mesh with explicit axes"
+)
+_NO_HOST = (
+    "paged: JAX has no memory of the host ('pinned_host') for the {platform} here, so "
+    "the state stays on the device. Leave paged out; state='8bit' takes least of it"
+)
+_TPU = (
+    "paged: not supported on TPU yet, so the state stays on the device (its compiler "
+    "would move 8-bit arrays in host memory as a whole for each chunk: docs/paged.md). "
+    "Leave paged out; state='8bit' takes least memory"
+)
