@@ -1,0 +1,80 @@
+"""Paged steps, compiled for a GPU that is not here: what is in which memory."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from _topologies import devices_of
+from jax._src import core
+from jax._src.interpreters import mlir
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from octavo import optim
+
+from aot import sharding as device_of
+
+MIB = 2**20
+VALUES = (65536, 8192)  # 512M
+
+
+@pytest.fixture
+def described(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """An H200 whose arguments may be in host memory, as those of a real one.
+
+    JAX' description of an absent GPU has no memories, so the types of arguments do not
+    say where they are, and neither does what the compiler is given. Both are added.
+    """
+    hosted: dict[int, Any] = {}
+    typed = core.pytype_aval_mappings[jax.ShapeDtypeStruct]
+    lowered = mlir.lower_jaxpr_to_fun
+
+    def with_space(x: Any) -> Any:
+        space = jax.memory.Space.Host
+        return typed(x).update(memory_space=space) if id(x) in hosted else typed(x)
+
+    def with_kinds(*args: Any, **options: Any) -> Any:
+        if options.get("arg_memory_kinds") is not None:
+            for side, avals in (("arg", "in_avals"), ("result", "out_avals")):
+                spaces = (v.memory_space for v in getattr(args[2], avals))
+                kinds = [core.mem_space_to_kind(space) for space in spaces]
+                options[f"{side}_memory_kinds"] = kinds
+        return lowered(*args, **options)
+
+    monkeypatch.setitem(core.pytype_aval_mappings, jax.ShapeDtypeStruct, with_space)
+    monkeypatch.setattr(mlir, "lower_jaxpr_to_fun", with_kinds)
+    yield hosted
+
+
+@pytest.mark.parametrize(("name", "pages"), [("adamw", 1.0), ("lamb", 1.5)])
+def test_a_step_takes_a_few_chunks_beside_the_parameters(
+    described: dict[int, Any], name: str, pages: float
+) -> None:
+    device_of("sm_90")
+    mesh = Mesh(np.array(devices_of("h200:1x1")), ("x",), axis_types=(AxisType.Auto,))
+    where = NamedSharding(mesh, P())
+    shapes = {"w": jax.ShapeDtypeStruct(VALUES, "float32", sharding=where)}
+    tx = getattr(optim, name)(1e-3, paged=True, sharding=where, backend="triton")
+    state = jax.eval_shape(tx.init, shapes)
+
+    def placed(x: Any) -> Any:
+        made = jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+        if x.ndim == 2 and x.dtype != "int32":
+            described[id(made)] = made
+        return made
+
+    state = jax.tree.map(placed, state)
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        step = jax.jit(lambda p, s, g: tx.step(g, s, p), donate_argnums=(0, 1))
+        lowered = step.trace(shapes, state, shapes).lower(lowering_platforms=("cuda",))
+    compiled = lowered.compile()
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    page = 64 * MIB
+    assert memory.temp_size_in_bytes < pages * page
+    assert memory.host_temp_size_in_bytes == 0
+    codes = 2 * VALUES[0] * VALUES[1]
+    assert memory.host_argument_size_in_bytes == codes + codes // 16
+    assert memory.host_alias_size_in_bytes == memory.host_argument_size_in_bytes
+    assert text.count("__gpu$xla.gpu.triton") == (2 if name == "adamw" else 4)
