@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from octavo import optim
+from octavo.optim.sharding import hosting
 from octavo.optim.storage.chunks import chunk_bytes, grids_of
 from octavo.optim.storage.memory import HOST
 from octavo.optim.storage.tree import Leaves
@@ -137,6 +138,23 @@ def test_shards_stream_their_own(axes: str, name: str, options: Any) -> None:
         np.testing.assert_allclose(p[leaf], q[leaf], rtol=2.0**-22, atol=1e-7)
 
 
+@pytest.mark.parametrize("axes", ["auto", "explicit"])
+def test_shapes_restore_to_where_the_state_was(tmp_path: Any, axes: str) -> None:
+    where = NamedSharding(mesh_of("8 rows", axes), P("d"))
+    params = jax.device_put({"w": np.ones((2048, 128), np.float32)}, where)
+    tx = optim.adamw(1e-2, paged=True).bind(params)
+    train = {"params": params, "opt_state": tx.init(params)}
+    with ocp.CheckpointManager(tmp_path) as manager:
+        optim.checkpoint.save(manager, 1, train, tx=tx)
+    shapes = jax.eval_shape(lambda p: {"params": p, "opt_state": tx.init(p)}, params)
+    with jax.set_mesh(where.mesh):
+        found = optim.checkpoint.restore(tmp_path, tx, shapes, {"w": where})
+    assert_same_bits(found, train)
+    assert kinds(found) == kinds(train)
+    made = found["opt_state"].mu["w"].sharding
+    assert made.is_equivalent_to(where.with_memory_kind(HOST), 2)
+
+
 def test_one_program_from_init_to_restore(tmp_path: Any) -> None:
     params = on_one_device(["tail", "b"])
     tx = optim.paged_adamw8bit(1e-2, page_bytes=PAGE).bind(params)
@@ -185,6 +203,19 @@ def test_reports_say_what_is_on_the_host() -> None:
 
 def is_hosted(x: jax.Array) -> bool:
     return x.sharding.memory_kind == HOST
+
+
+def test_without_host_memory_state_stays_on_the_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    params = on_one_device(["tail"])
+    tx = optim.adamw(1e-3, paged=True).bind(params)
+    monkeypatch.setattr(hosting, "HOST", "memory_that_no_device_has")
+    with pytest.warns(UserWarning, match="JAX has no memory of the host"):
+        state = tx.init(params)
+    assert set(jax.tree.leaves(kinds(state))) == {"device"}
+    params, state = tx.step(tree(1, params), state, params)  # warns no more
+    assert set(jax.tree.leaves(kinds(state))) == {"device"}
 
 
 def test_what_cannot_be_paged_says_so() -> None:

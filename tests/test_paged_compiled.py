@@ -1,5 +1,6 @@
 """Paged steps, compiled for a GPU that is not here: what is in which memory."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -48,6 +49,31 @@ def described(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     yield hosted
 
 
+_KERNEL = "__gpu$xla.gpu.triton"
+
+
+def _expect_overlap(scheduled: str) -> None:
+    """In every loop that has a kernel: int8 is fetched before it, and waited for after.
+
+    The computations of a compiled program stand in the order in which they run.
+    """
+    bodies = [x for x in scheduled.split("\n}\n") if _KERNEL in x and "-start" in x]
+    loops = [
+        body.splitlines() for body in bodies if not body.lstrip().startswith("ENTRY")
+    ]
+    assert loops
+    for lines in loops:
+        (kernel,) = (k for k, line in enumerate(lines) if _KERNEL in line)
+        begun = [k for k, x in enumerate(lines) if re.match(_FETCH, x)]
+        done = [k for k, x in enumerate(lines) if re.match(_FETCHED, x)]
+        assert len(begun) == len(done) == 2  # two moments
+        assert max(begun) < kernel < min(done)
+
+
+_FETCH = r" *%dynamic-slice-start\S* = \(\(s8\["
+_FETCHED = r" *%dynamic-slice-done\S* = s8\["
+
+
 @pytest.mark.parametrize(("name", "pages"), [("adamw", 1.0), ("lamb", 1.5)])
 def test_a_step_takes_a_few_chunks_beside_the_parameters(
     described: dict[int, Any], name: str, pages: float
@@ -77,4 +103,5 @@ def test_a_step_takes_a_few_chunks_beside_the_parameters(
     codes = 2 * VALUES[0] * VALUES[1]
     assert memory.host_argument_size_in_bytes == codes + codes // 16
     assert memory.host_alias_size_in_bytes == memory.host_argument_size_in_bytes
-    assert text.count("__gpu$xla.gpu.triton") == (2 if name == "adamw" else 4)
+    assert text.count(_KERNEL) == (2 if name == "adamw" else 4)
+    _expect_overlap(text)

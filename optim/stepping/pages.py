@@ -93,10 +93,10 @@ class _Chunks(NamedTuple):
             leaf, sums, state = carry
             ahead = self.fetched(leaf, k + 1)
             new = self.new(k, leaf, state, scalars, noise)
-            if not self.program.sums:
-                # The next chunk is read before this one is written: else XLA copies
-                # the whole array in host memory, in case that they overlap.
-                ahead, new = lax.optimization_barrier((ahead, new))
+            # The next chunk is read before this one is written: else XLA copies the
+            # whole array in host memory, in case that they overlap. And it is waited
+            # for after the kernel.
+            ahead, new = lax.optimization_barrier((ahead, new))
             return *self.kept(k, leaf, sums, new), ahead
 
         last = self.grid.chunks - 1
