@@ -16,7 +16,7 @@ from jax.sharding import AxisType, Mesh
 
 from octavo import optim
 
-_COLLECTIVES = (
+COLLECTIVES = (
     "all-reduce",
     "all-gather",
     "all-to-all",
@@ -181,7 +181,7 @@ def expected_bytes(shapes: Any, shardings: Any, advice: dict[str, str]) -> float
 
 def collectives(text: str) -> dict[str, int]:
     """How many of each a compiled program has."""
-    found = {k: len(re.findall(rf" {k}(?:-start)?\(", text)) for k in _COLLECTIVES}
+    found = {k: len(re.findall(rf" {k}(?:-start)?\(", text)) for k in COLLECTIVES}
     return {name: count for name, count in found.items() if count}
 
 

@@ -23,6 +23,7 @@ from .lars import lars as lars
 from .lion import lion as lion
 from .masters import from_masters as from_masters
 from .masters import masters as masters
+from .muon import muon as muon
 from .optax_states import from_optax as from_optax
 from .optax_states import to_optax as to_optax
 from .options import Options as Options
@@ -40,6 +41,7 @@ from .stepping.norms import LayerNorms as LayerNorms
 from .stepping.norms import last_norms as last_norms
 from .stepping.transformation import Transformation as Transformation
 from .stepping.transformation import step as step
+from .storage.muon import MuonState as MuonState
 from .storage.quantized import QuantizedState as QuantizedState
 from .storage.state import State as State
 from .wrapping.transformation import quantized as quantized

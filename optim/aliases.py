@@ -12,6 +12,7 @@ from .ademamix import ademamix
 from .lamb import lamb
 from .lars import lars
 from .lion import lion
+from .muon import muon
 from .rmsprop import rmsprop
 from .sgd import sgd
 from .spelling import Callee, translated
@@ -74,6 +75,7 @@ amsgrad8bit, amsgrad32bit = _stored("amsgrad", adam, amsgrad=True)
 lamb8bit, lamb32bit = _stored("lamb", lamb)
 lars8bit, lars32bit = _stored("lars", lars)
 lion8bit, lion32bit = _stored("lion", lion)
+muon8bit, muon32bit = _stored("muon", muon)
 nadam8bit, nadam32bit = _stored("nadam", adam, nesterov=True)
 nadamw8bit, nadamw32bit = _stored("nadamw", adamw, nesterov=True)
 rmsprop8bit, rmsprop32bit = _stored("rmsprop", rmsprop)
@@ -91,9 +93,9 @@ __all__ = [
     "adamax8bit", "adamax32bit", "adamw8bit", "adamw32bit",
     "ademamix8bit", "ademamix32bit", "amsgrad8bit", "amsgrad32bit",
     "lamb8bit", "lamb32bit", "lars8bit", "lars32bit",
-    "lion8bit", "lion32bit", "nadam8bit", "nadam32bit",
-    "nadamw8bit", "nadamw32bit", "rmsprop8bit", "rmsprop32bit",
-    "sgd8bit", "sgd32bit",
+    "lion8bit", "lion32bit", "muon8bit", "muon32bit",
+    "nadam8bit", "nadam32bit", "nadamw8bit", "nadamw32bit",
+    "rmsprop8bit", "rmsprop32bit", "sgd8bit", "sgd32bit",
     "paged_adam", "paged_adam8bit", "paged_adam32bit",
     "paged_adamw", "paged_adamw8bit", "paged_adamw32bit",
     "paged_ademamix", "paged_ademamix8bit", "paged_ademamix32bit",

@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import optax
 
 from .convert import FROM_OPTAX, TO_OPTAX, dequantize, requantize, unknown_norms
+from .storage.muon import MuonState
 from .storage.quantized import QuantizedState, inner_path
 from .storage.state import State
 from .storage.table import records_of
 from .storage.tree import path_name
 
-_Ours = TypeVar("_Ours", State, QuantizedState)
+_Ours = TypeVar("_Ours", State, QuantizedState, MuonState)
 _S = TypeVar("_S")
 
 
@@ -40,6 +41,9 @@ def from_optax(state: _Ours, optax_state: Any) -> _Ours:
     """
     if isinstance(state, QuantizedState):
         return _quantized(state, optax_state)
+    if isinstance(state, MuonState):
+        parts = _parts(optax_state)
+        return MuonState(*(from_optax(s, parts[f]) for f, s in _named(state)))
     try:
         names = _names_in_optax(state.slots)
         moments = {k: optax.tree.get(optax_state, name) for k, name in names.items()}
@@ -60,7 +64,7 @@ def from_optax(state: _Ours, optax_state: Any) -> _Ours:
     return made._replace(extra=made.extra | unknown_norms(state))
 
 
-def to_optax(state: State | QuantizedState, optax_state: _S) -> _S:
+def to_optax(state: State | QuantizedState | MuonState, optax_state: _S) -> _S:
     """An optax state with the moments of an Octavo one, in 32 bits.
 
     Args:
@@ -75,11 +79,31 @@ def to_optax(state: State | QuantizedState, optax_state: _S) -> _S:
     """
     if isinstance(state, QuantizedState):
         return _unquantized(state, optax_state)
+    if isinstance(state, MuonState):
+        theirs: Any = optax_state
+        parts = _parts(theirs)
+        made = {name: to_optax(own, parts[name]) for name, own in _named(state)}
+        return theirs._replace(inner_states={**parts, **made})
     moments = _to_optax(state, dequantize(state))
     for name in ("count", "count_m2"):  # AdEMAMix has both
         if optax.tree.get_all_with_path(optax_state, name):
             moments[name] = state.count
     return optax.tree.set(optax_state, **moments)
+
+
+def _named(state: MuonState) -> list[tuple[str, State]]:
+    return list(zip(state._fields, state, strict=True))
+
+
+def _parts(optax_state: Any) -> Any:
+    """The parts of the state of `optax.contrib.muon`."""
+    parts = getattr(optax_state, "inner_states", None)
+    if not isinstance(parts, dict) or set(parts) != set(MuonState._fields):
+        raise ValueError(
+            f"the optax state is a {type(optax_state).__name__}, not that of "
+            "optax.contrib.muon: give its own, such as one element of a chain's"
+        )
+    return parts
 
 
 def _names_in_optax(slots: Sequence[str]) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -139,7 +139,7 @@ class Optimizer:
         """As in optax."""
         del extra_args
         if params is None and self._needs_params():
-            raise ValueError(_NO_PARAMS)
+            raise ValueError(NO_PARAMS)
         return self._run(updates, state, params, in_place=False)
 
     def step(
@@ -148,7 +148,7 @@ class Optimizer:
         """See `Transformation.step`."""
         del extra_args
         if params is None:
-            raise ValueError(_NO_PARAMS)
+            raise ValueError(NO_PARAMS)
         return self._run(grads, state, params, in_place=True)
 
     def _without_parameters(self, records: list[Storage]) -> list[Storage]:
@@ -169,6 +169,14 @@ class Optimizer:
     def _run(
         self, grads: Any, state: Any, params: Any, in_place: bool
     ) -> tuple[Any, Any]:
+        begun = self.begin(grads, state, params, in_place)
+        h, step = self.hyperparameters, begun.step
+        passed = operands(self.settings, h, step, state.extra, state.count)
+        results = step._replace(scalars=passed.scalars).run()
+        return begun.end(results, passed)
+
+    def begin(self, grads: Any, state: Any, params: Any, in_place: bool) -> "Begun":
+        """What there is to do in a step, checked."""
         g = Leaves.of(grads)
         p = None if params is None else Leaves.of(params)
         old = StateLeaves.of(state, self.fields, self.tag, self._extra_keys())
@@ -188,20 +196,8 @@ class Optimizer:
         scalars = self._scalars(tree, work, state.count)
         key = kernels.step_key(self.settings.seed, state.count)
         ids = [int(kernels.leaf_number(name)) for name in tree.names]
-        given = Step(work, leaves, scalars, key, ids)
-        h = self.hyperparameters
-        passed = operands(self.settings, h, given, state.extra, state.count)
-        stepped = given._replace(scalars=passed.scalars).run()
-        results = [
-            leaf._replace(g=_zeros_like(leaf.g)) if result is None else result
-            for leaf, result in zip(leaves, stepped, strict=True)
-        ]
-        if in_place and p is not None:
-            out = p.replaced([r.p for r in results])
-        else:
-            updates = zip(results, records, strict=True)
-            out = g.replaced([_update(r.g, record) for r, record in updates])
-        return out, _replaced(state, old.replaced(state, results), passed)
+        step = Step(work, leaves, scalars, key, ids)
+        return Begun(step, state, old, p if in_place and p else g, in_place)
 
     def work(
         self,
@@ -276,7 +272,39 @@ class Optimizer:
         ]
 
 
-_NO_PARAMS = (
+class Begun(NamedTuple):
+    """A step that is checked and not yet run.
+
+    Attributes:
+      step: what there is to do.
+      state: before it.
+      old: the same, flat.
+      out: the tree of what it returns: parameters, or gradients.
+      in_place: whether it returns parameters.
+    """
+
+    step: Step
+    state: State
+    old: StateLeaves
+    out: Leaves
+    in_place: bool
+
+    def end(self, stepped: Sequence[Any], passed: Operands) -> tuple[Any, State]:
+        """The parameters or updates, and the state, from the leaves after the step."""
+        results = [
+            leaf._replace(g=_zeros_like(leaf.g)) if result is None else result
+            for leaf, result in zip(self.step.leaves, stepped, strict=True)
+        ]
+        if self.in_place:
+            written = [r.p for r in results]
+        else:
+            pairs = zip(results, self.step.work, strict=True)
+            written = [_update(r.g, work.program.storage) for r, work in pairs]
+        trees = self.old.replaced(self.state, results)
+        return self.out.replaced(written), _replaced(self.state, trees, passed)
+
+
+NO_PARAMS = (
     "this optimizer needs the current parameters: call "
     "tx.update(grads, state, params) or tx.step(grads, state, params)"
 )

@@ -1,0 +1,166 @@
+"""A step of Muon on devices that are not here, compiled: Octavo's and optax'.
+
+    python benchmarks/muon.py --topology v6e:16x16 --layers 32
+
+Llama 3 8B on a mesh of FSDP and tensor parallelism, from shapes alone: the collectives
+of a step, what they bring to each device, and its memory. Both optimizers take the same
+matrices as such; `optax.contrib.muon` is partitioned by XLA, its state sharded like the
+parameters.
+"""
+
+import argparse
+import math
+import re
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from _compiled import COLLECTIVES, collectives, mesh_of
+from _llama import layer_axes, placed
+from _topologies import prepare
+from optax.contrib import MuonDimensionNumbers
+from rich.console import Console
+from rich.table import Table
+
+from octavo import optim
+
+
+class Figures(NamedTuple):
+    """Of a compiled step; bytes are those of one device.
+
+    Attributes:
+      collectives: how many of each.
+      moved: bytes that they bring.
+      state: bytes of state.
+      temporary: bytes beside arguments and results.
+      flops: as XLA counts them; loops count once.
+      seconds: to lower and compile.
+    """
+
+    collectives: dict[str, int]
+    moved: int
+    state: int
+    temporary: int
+    flops: float
+    seconds: float
+
+
+def numbers(path: str, rank: int) -> MuonDimensionNumbers | None:
+    """Of the layers' matrices; None for all other leaves."""
+    stacked = path.startswith("layers/")
+    if not path.startswith("layer") or rank - stacked < 2:
+        return None
+    return MuonDimensionNumbers(1, 2) if stacked else MuonDimensionNumbers(0, 1)
+
+
+def dimensions(params: Any) -> Any:
+    """Of all leaves."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, p: numbers(
+            jax.tree_util.keystr(path, simple=True, separator="/"), len(p.shape)
+        ),
+        params,
+    )
+
+
+def figures(name: str, layers: int, stacked: bool, mesh: Any, dtype: str) -> Figures:
+    """Compile a step of `"octavo"` or `"optax"`."""
+    shapes, where = placed(layers, stacked, mesh)
+    if name == "octavo":
+        tx: Any = optim.muon(
+            1e-3,
+            muon_weight_dimension_numbers=dimensions,
+            layer_axes=layer_axes,
+            min_shards=mesh.size,
+            sharding=where,
+        )
+    else:
+        tx = optax.contrib.muon(
+            1e-3, muon_weight_dimension_numbers=dimensions, consistent_rms=0.2
+        )
+    put = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, where
+    )
+    grads = jax.tree.map(lambda x: x.update(dtype=jnp.dtype(dtype)), put)
+    states = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        jax.eval_shape(tx.init, shapes),
+        optim.state_sharding(tx, shapes, where),
+    )
+    begin = time.perf_counter()
+    step = jax.jit(lambda p, s, g: optim.step(tx, g, s, p), donate_argnums=(0, 1))
+    compiled = step.lower(put, states, grads).compile()
+    seconds = time.perf_counter() - begin
+    text, memory = compiled.as_text(), compiled.memory_analysis()
+    cost = compiled.cost_analysis() or {}
+    return Figures(
+        collectives(text),
+        moved(text),
+        sum(_bytes(x) for x in jax.tree.leaves(states)),
+        memory.temp_size_in_bytes,
+        cost.get("flops", math.nan),
+        seconds,
+    )
+
+
+def _bytes(x: Any) -> int:
+    return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+
+
+_SIZES = {
+    "f32": 4,
+    "s32": 4,
+    "u32": 4,
+    "bf16": 2,
+    "f16": 2,
+    "s8": 1,
+    "u8": 1,
+    "pred": 1,
+}
+
+
+def moved(text: str) -> int:
+    """Bytes of the results of collectives in a compiled program."""
+    kinds = "|".join(COLLECTIVES)
+    total = 0
+    for types in re.findall(rf"= (\(.*?\)|\S+) (?:{kinds})(?:-done)?\(", text):
+        for dtype, shape in re.findall(r"(\w+)\[([\d,]*)\]", types):
+            values = math.prod(int(n) for n in shape.split(",") if n)
+            total += _SIZES.get(dtype, 0) * values
+    return total
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the table."""
+    p = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    p.add_argument("--topology", default="v6e:16x16", help="as of pod.py")
+    p.add_argument("--layers", type=int, default=32)
+    p.add_argument("--tree", nargs="+", default=["separate", "stacked"])
+    p.add_argument("--optimizer", nargs="+", default=["octavo", "optax"])
+    p.add_argument("--grads", default="float32", help="or bfloat16")
+    args = p.parse_args(argv)
+    prepare()
+    mesh = mesh_of(args.topology, "auto")
+    table = Table(
+        title=f"{args.topology}, {args.layers} layers, {args.grads} gradients"
+    )
+    heads = ("optimizer", "layers", "collectives", "moved MB", "state MB")
+    for name in (*heads, "temporary MB", "GFLOP", "compile s"):
+        table.add_column(name)
+    for tree in args.tree:
+        for name in args.optimizer:
+            f = figures(name, args.layers, tree == "stacked", mesh, args.grads)
+            kinds = ", ".join(f"{n} {kind}" for kind, n in f.collectives.items())
+            sizes = (f"{x / 1e6:.1f}" for x in (f.moved, f.state, f.temporary))
+            times = f"{f.flops / 1e9:.1f}", f"{f.seconds:.0f}"
+            table.add_row(name, tree, kinds or "none", *sizes, *times)
+    console = Console()
+    console.width = max(console.width, 130)
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
