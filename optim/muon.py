@@ -143,7 +143,7 @@ def muon(
       max_matrix_size: values in a matrix that one device may compute; XLA partitions
         the products of larger ones. Default 2**28, a GiB in float32.
       **options: how state is stored and where the step runs, see
-        `octavo.optim.Options`, but `max_unorm`, `percentile_clipping` and
+        `octavo.optim.Options`, but `max_unorm`, `paged`, `percentile_clipping` and
         `record_norms`.
 
     Returns:
@@ -188,7 +188,7 @@ def muon(
     numbers = MuonNumbers(beta, nesterov), AdamNumbers(adam_b1, adam_b2, eps)
     masks = {"mask": weight_decay_mask, "adapt_mask": None}
     free = {"mask": None, "adapt_mask": None}
-    made = MatrixOptimizer(
+    made: Any = MatrixOptimizer(
         Optimizer(MUON, numbers[0], learning_rate, settings, weight_decay, masks),
         Optimizer(adam, numbers[1], second, settings, adam_weight_decay, free),
         settings,
@@ -207,4 +207,9 @@ def _settings(options: Options) -> Settings:
                 "the length of a matrix' step does not depend on its gradient's. Leave "
                 "it out; grad_clip_norm and grad_clip_value are there"
             )
+    if settings.paged is not False:
+        raise ValueError(
+            f"paged={settings.paged!r}: muon keeps its state on the device. Leave "
+            "paged out"
+        )
     return settings

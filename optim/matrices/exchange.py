@@ -125,7 +125,7 @@ def _placed_back(stack: Stack, flat: jax.Array, shape: Shape) -> jax.Array:
     return ordered.transpose([order.index(k) for k in range(len(order))])
 
 
-def _in_turns(function: OfMatrices, x: jax.Array, operands: Any) -> jax.Array:
+def _in_turns(function: Any, x: jax.Array, operands: Any) -> jax.Array:
     """Of a few matrices at a time, so that what is kept meanwhile is small."""
     some = max(1, _AT_ONCE // math.prod(x.shape[1:]))
     if some >= len(x) or len(x) == 1:

@@ -213,20 +213,22 @@ class MatrixOptimizer:
         where: Places,
         dtypes: Sequence[tuple[Any, ...]],
         in_place: bool,
+        platform: str | None = None,
     ) -> list[Work]:
         """What a step has to do for each leaf."""
         parts = self.parts(params, tree)
-        columns = (tree.leaves, records, *where, dtypes)
-        split = [parts.split(tree._replace(leaves=[*range(len(records))]))]
+        columns: tuple[Any, ...] = (tree.leaves, records, *where, dtypes)
+        split = parts.split(tree._replace(leaves=[*range(len(records))]))
         found = []
-        for part, own in zip(parts[1:], split[0], strict=True):
+        for part, own in zip(parts[1:], split, strict=True):
             at = jax.tree.leaves(own)
             _, kept, home, stepped, types = ([c[k] for k in at] for c in columns)
             shapes = [tree.leaves[k] for k in at]
             masked = jax.tree.map(lambda k: tree.leaves[k], own)
             some = Leaves.of(masked)._replace(leaves=shapes)
             places = Places(home, stepped)
-            found.append(part.work(some, masked, kept, places, types, in_place))
+            given = (some, masked, kept, places, types, in_place, platform)
+            found.append(part.work(*given))
         return parts.merged(*found)
 
     # ---------------------------------------------------------------------- steps
