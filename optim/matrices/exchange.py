@@ -150,7 +150,8 @@ def _partitioned(
 
     if is_explicit(sharding):
         out = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec))
-        return jax.sharding.auto_axes(freely, out_sharding=out)(x, operands)
+        partitioned: Any = jax.sharding.auto_axes(freely, out_sharding=out)
+        return partitioned(x, operands)
     found = freely(x, operands)
     if AxisType.Explicit in sharding.mesh.axis_types:
         return found
