@@ -169,7 +169,7 @@ def muon(
     >>> grads = {"w": jnp.eye(64), "bias": jnp.ones(64)}
     >>> params, state = tx.step(grads, state, params)
     >>> print(f"{params['bias'][0]:.4f}")
-    0.9900
+    0.9853
     """
     how = iterations(ns_coeffs, ns_steps, preconditioning, adaptive, ns_dtype)
     check_not_negative(eps=eps, adam_weight_decay=adam_weight_decay)
