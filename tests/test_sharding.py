@@ -300,8 +300,12 @@ def test_positions_wrap_around_in_leaves_of_2_to_the_34_values(spec: P) -> None:
 WITH_KERNELS = ("rows", "columns", "both", "layers/first", "replicated")
 
 
-def three_steps(case: str, backend: str, mesh: str) -> Any:
-    """Parameters and state; checks that every leaf has its kernels."""
+def stepped(case: str, backend: str, mesh: str) -> Any:
+    """Parameters and state; checks that every leaf has its kernels.
+
+    After three steps, or one where moments see parameters: a last bit of those may be
+    another code of theirs, and that is another parameter next time.
+    """
     placed = on(mesh_of(mesh, "explicit"), WITH_KERNELS)
     tx = optimizer(case, backend=backend)
     params = jax.device_put(values(0, WITH_KERNELS), placed)
@@ -310,15 +314,15 @@ def three_steps(case: str, backend: str, mesh: str) -> Any:
     kernels = 0 if backend == "xla" else RULES[case].kernels * len(WITH_KERNELS)
     traced = str(step.trace(grads[0], state, params).jaxpr)
     assert traced.count("pallas_call[") == kernels
-    for g in grads:
+    for g in grads if RULES[case].pure else grads[:1]:
         params, state = step(g, state, params)
     return jax.device_get((params, state))
 
 
 @functools.cache
-def three_steps_of_xla(case: str) -> Any:
+def stepped_by_xla(case: str) -> Any:
     """On one device."""
-    return three_steps(case, "xla", "1")
+    return stepped(case, "xla", "1")
 
 
 @pytest.mark.parametrize("case", KINDS)
@@ -330,7 +334,7 @@ def test_kernels_in_shards_equal_xla_on_one_device(
     monkeypatch.setattr(_memory, "_TILE_VALUES", 1 << 10)
     monkeypatch.setattr(_rows, "_THREADS", 32)
     backend = interpreted(name, monkeypatch)
-    trees = three_steps(case, backend, "4x2"), three_steps_of_xla(case)
+    trees = stepped(case, backend, "4x2"), stepped_by_xla(case)
     for path in WITH_KERNELS:
         expect_equal_up_to_contraction(*(leaf_of(*tree, path=path) for tree in trees))
 
