@@ -17,6 +17,7 @@ from .layout import SMALLEST_BLOCK as SMALLEST_BLOCK
 from .layout import Blocks as Blocks
 from .layout import blocks_of as blocks_of
 from .layout import longest_in_shards as longest_in_shards
+from .layout import wrap as wrap
 from .program import Leaf as Leaf
 from .program import Noise as Noise
 from .program import Program as Program

@@ -14,6 +14,7 @@ from octavo.pallas_kernels import (
     Storage,
     blocks_of,
     longest_in_shards,
+    wrap,
 )
 
 from ..storage.shards import mesh_axes
@@ -82,7 +83,7 @@ def origin(blocks: Blocks, sharding: NamedSharding) -> jax.Array:
     """
     start = jnp.int32(0)
     for first, stride in zip(starts(blocks, sharding), blocks.strides, strict=True):
-        start = start + first * ((stride + 2**31) % 2**32 - 2**31)
+        start = start + first * wrap(stride)
     return start
 
 

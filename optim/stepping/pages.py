@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from octavo.pallas_kernels import Leaf, Noise, Program, Scalars, choose, run
+from octavo.pallas_kernels import Leaf, Noise, Program, Scalars, choose, run, wrap
 
 from ..storage.chunks import Grid, chunk_shape, divided, grids_of, part_of
 
@@ -120,7 +120,7 @@ class _Chunks(NamedTuple):
         origin = noise.origin
         at = self.grid.at(k)
         for first, stride in zip(at, self.part.storage.blocks.strides, strict=True):
-            origin = origin + jnp.int32(first) * jnp.int32(_wrapped(stride))
+            origin = origin + jnp.int32(first) * jnp.int32(wrap(stride))
         chunk = Leaf(g, p, *state)
         own = scalars._replace(ratio=self.ratio(k, scalars.ratio))
         return run(self.backend, self.part, chunk, own, noise._replace(origin=origin))
@@ -225,7 +225,3 @@ class _Place:
 
 def _state(leaf: Leaf) -> Any:
     return leaf.codes, leaf.scales, leaf.remainder
-
-
-def _wrapped(stride: int) -> int:
-    return (stride + 2**31) % 2**32 - 2**31
