@@ -89,8 +89,11 @@ def test_step(tmp_path: Path, dtype: str, wide: int, tree: str) -> None:
 
 
 def test_step_takes_every_optimizer() -> None:
-    """By the name that it has in octavo.optim, next to that of optax."""
-    assert {case.ours.__name__ for case in RULES.values()} == {*PAIRS}
+    """By the name that it has in octavo.optim, next to that of optax.
+
+    Muon steps matrices by one rule and all else by another's: it is no case of rules.
+    """
+    assert {*PAIRS} == {case.ours.__name__ for case in RULES.values()} | {"muon"}
     for name, pair in PAIRS.items():
         assert parse(["--optimizer", name], jax.devices()[0]).optimizer == name
         assert pair.ours.__name__ == name
