@@ -14,8 +14,8 @@ from octavo.pallas_kernels import leaf_number, step_key, unbiased
 
 from .checks import check_int
 from .sharding.finer import Places, places
-from .sharding.geometry import is_explicit, resharded
-from .sharding.placement import everywhere, filled
+from .sharding.geometry import resharded
+from .sharding.placement import constrained, everywhere, filled
 from .stepping.transformation import step
 from .storage.tree import Leaves
 
@@ -99,7 +99,7 @@ class Accumulator:
         def home(params: Any) -> Any:
             """XLA would leave them as the state is, which may be in smaller shards."""
             rows = zip(jax.tree.leaves(params), where, strict=True)
-            return tree.replaced([_constrained(*row) for row in rows])
+            return tree.replaced([constrained(*row) for row in rows])
 
         out, state = self._in_turn(state, acc, last, home(params))
         return home(out), state
@@ -160,7 +160,7 @@ class Accumulator:
         mean = old + (g.astype(wide) - old) / (count + 1).astype(wide)
         if acc.dtype == jnp.bfloat16:
             mean = unbiased(mean, acc.dtype, key, int(leaf_number(path)))
-        return _constrained(mean, sharding)
+        return constrained(mean, sharding)
 
     def _dtype(self, p: Any) -> Any:
         """Of the gradients of a parameter."""
@@ -173,13 +173,6 @@ class Accumulator:
         settings = getattr(getattr(self.inner, "optimizer", None), "settings", None)
         sharding = getattr(settings, "sharding", None)
         return places(sharding, getattr(settings, "state_sharding", None), tree)
-
-
-def _constrained(x: jax.Array, sharding: NamedSharding | None) -> jax.Array:
-    """Where types do not say it, how an array is sharded."""
-    if sharding is None or is_explicit(sharding):
-        return x
-    return lax.with_sharding_constraint(x, sharding)
 
 
 def _adds(acc: jax.Array) -> bool:

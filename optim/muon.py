@@ -188,7 +188,7 @@ def muon(
     numbers = MuonNumbers(beta, nesterov), AdamNumbers(adam_b1, adam_b2, eps)
     masks = {"mask": weight_decay_mask, "adapt_mask": None}
     free = {"mask": None, "adapt_mask": None}
-    made: Any = MatrixOptimizer(
+    made = MatrixOptimizer(
         Optimizer(MUON, numbers[0], learning_rate, settings, weight_decay, masks),
         Optimizer(adam, numbers[1], second, settings, adam_weight_decay, free),
         settings,

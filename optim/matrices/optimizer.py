@@ -6,7 +6,7 @@ that are no matrices are stepped in the first. Both passes are those of every ot
 optimizer.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -14,45 +14,22 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from octavo.pallas_kernels import Leaf, Rule, Storage
+from octavo.pallas_kernels import Storage
 
-from ..options import Settings, is_by_leaf, is_state
-from ..sgd import DESCENT
+from ..options import Settings, is_by_leaf
 from ..sharding.finer import Places
+from ..stepping.begun import Begun
 from ..stepping.operands import Operands, Step, operands
-from ..stepping.optimizer import NO_PARAMS, Begun, Optimizer
+from ..stepping.optimizer import Optimizer
+from ..stepping.stepper import Stepper
 from ..stepping.tasks import Work
 from ..storage.muon import MuonState
-from ..storage.shards import mesh_axes
-from ..storage.tree import (
-    AXES,
-    AXIS,
-    BOOLS,
-    NAMES,
-    NUMBERS,
-    SHARDINGS,
-    SIZES,
-    Kind,
-    Leaves,
-    per_leaf,
-    spread,
-)
+from ..storage.tree import BOOLS, NUMBERS, Leaves, spread
 from .choice import Axes, matrices_in
 from .exchange import Stack, whole_matrices
 from .newton_schulz import Iterations, orthogonalized
-
-_PER_LEAF: dict[str, Kind] = {
-    "state": Kind(
-        lambda x: isinstance(x, str) or _names_slots(x), "formats, or one for each slot"
-    ),
-    "weights": NAMES,
-    "block_size": SIZES,
-    "block_axis": AXIS,
-    "layer_axes": AXES,
-    "lr_scale": NUMBERS,
-    "backend": NAMES,
-    "sharding": SHARDINGS,
-}
+from .options import by_path, function_of, of_mu
+from .passes import directions, joined, writing
 
 
 @dataclass(frozen=True)
@@ -112,7 +89,7 @@ class Parts(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class MatrixOptimizer:
+class MatrixOptimizer(Stepper):
     """What `init` and steps do, as `Optimizer`'s are called.
 
     Attributes:
@@ -143,8 +120,8 @@ class MatrixOptimizer:
 
     def _made(self, params: Any, tree: Leaves) -> Parts:
         axes = matrices_in(*self.arguments, self.settings.layer_axes, params, tree)
-        settings = _by_path(self.settings, tree)
-        own = replace(settings, state=_of_mu(settings.state, self.adam.rule))
+        settings = by_path(self.settings, tree)
+        own = replace(settings, state=of_mu(settings.state, self.adam.rule))
         parts = Parts(axes, self.muon, self.adam)
         masks = {}
         for name, mask in self.muon.masks.items():
@@ -154,7 +131,7 @@ class MatrixOptimizer:
                 masks[name], _ = parts.split(tree._replace(leaves=flat))
         decay = self.muon.weight_decay
         if tree.leaves and is_by_leaf(decay) and not callable(decay):
-            decay = _function("weight_decay", decay, tree, NUMBERS)
+            decay = function_of("weight_decay", decay, tree, NUMBERS)
         return Parts(
             axes,
             replace(self.muon, settings=own, masks=masks, weight_decay=decay),
@@ -170,23 +147,10 @@ class MatrixOptimizer:
         muon, adam = parts.split(tree)
         return MuonState(parts.muon.init(muon), parts.adam.init(adam))
 
-    def update(
-        self, updates: Any, state: Any, params: Any = None, **extra_args: Any
-    ) -> tuple[Any, Any]:
-        """As in optax."""
-        del extra_args
-        if params is None:
-            raise ValueError(NO_PARAMS)
-        return self._run(updates, state, params, in_place=False)
-
-    def step(
-        self, grads: Any, state: Any, params: Any, **extra_args: Any
-    ) -> tuple[Any, Any]:
-        """See `Transformation.step`."""
-        del extra_args
-        if params is None:
-            raise ValueError(NO_PARAMS)
-        return self._run(grads, state, params, in_place=True)
+    @property
+    def needs_params(self) -> bool:
+        """They are decayed."""
+        return True
 
     def places(self, tree: Leaves) -> Places:
         """Where each leaf is, and its state."""
@@ -233,9 +197,10 @@ class MatrixOptimizer:
 
     # ---------------------------------------------------------------------- steps
 
-    def _run(
+    def run(
         self, grads: Any, state: Any, params: Any, in_place: bool
     ) -> tuple[Any, Any]:
+        """Both parts, from beginning to end."""
         if not isinstance(state, MuonState):
             raise ValueError(
                 f"the state is a {type(state).__name__}, not optim.muon's: pass what "
@@ -263,7 +228,7 @@ class MatrixOptimizer:
         self, axes: Sequence[Axes], muon: Begun, adam: Begun
     ) -> list[tuple[Any, Any]]:
         """Both parts, with limits on gradients that see all leaves."""
-        joint = _joined(muon.step, adam.step)
+        joint = joined(muon.step, adam.step)
         passed = operands(self.settings, None, joint, {}, muon.state.count)
         n = len(muon.step.work)
         scalars = [passed.scalars[:n], passed.scalars[n:]]
@@ -271,9 +236,9 @@ class MatrixOptimizer:
             begun.step._replace(scalars=own)
             for begun, own in zip((muon, adam), scalars, strict=True)
         ]
-        first = _joined(_directions(steps[0]), steps[1]).run()
+        first = joined(directions(steps[0]), steps[1]).run()
         whole = self._orthogonal(axes, steps[0], [leaf.g for leaf in first[:n]])
-        second = _writing(steps[0], whole).run()
+        second = writing(steps[0], whole).run()
         written = [
             a._replace(g=b.g, p=b.p, remainder=b.remainder)
             for a, b in zip(first[:n], second, strict=True)
@@ -317,82 +282,3 @@ class _Direction:
             scale = rms * max(rows, columns) ** 0.5
         found = orthogonalized(x, self.iterations, eps)
         return (scale * found.astype(jnp.float32)).astype(x.dtype)
-
-
-def _joined(one: Step, other: Step) -> Step:
-    """The leaves of both, so that one pass runs all."""
-    return one._replace(
-        work=[*one.work, *other.work],
-        leaves=[*one.leaves, *other.leaves],
-        scalars=[*one.scalars, *other.scalars],
-        ids=[*one.ids, *other.ids],
-    )
-
-
-def _directions(step: Step) -> Step:
-    """The pass that advances momentum, and writes where it points to."""
-    work, leaves, scalars = [], [], []
-    for w, leaf, s in zip(step.work, step.leaves, step.scalars, strict=True):
-        program = replace(
-            w.program,
-            rule=replace(w.program.rule, decay=None),
-            storage=replace(w.program.storage, weights=None),
-            in_place=False,
-        )
-        work.append(w._replace(program=program, home=None, dtypes=w.dtypes[:1]))
-        leaves.append(leaf._replace(p=None, remainder=None))
-        scalars.append(s._replace(learning_rate=jnp.float32(-1.0), decay=None))
-    return step._replace(work=work, leaves=leaves, scalars=scalars)
-
-
-def _writing(step: Step, directions: Sequence[jax.Array]) -> Step:
-    """The pass that writes parameters: gradient descent along the directions."""
-    work, leaves, scalars = [], [], []
-    rows = zip(step.work, step.leaves, step.scalars, directions, strict=True)
-    for w, leaf, s, direction in rows:
-        program = replace(
-            w.program,
-            rule=replace(DESCENT, decay=w.program.rule.decay),
-            storage=replace(w.program.storage, slots=()),
-        )
-        work.append(w._replace(program=program, backend=None))
-        leaves.append(Leaf(direction, leaf.p, (), (), leaf.remainder))
-        scalars.append(s._replace(rule=(), clip=None, clip_value=None))
-    return step._replace(work=work, leaves=leaves, scalars=scalars)
-
-
-# ---------------------------------------------------------------------- options
-
-
-def _by_path(settings: Settings, tree: Leaves) -> Settings:
-    """Settings whose trees, which are like all parameters, are functions of paths."""
-    made: dict[str, Any] = {}
-    if not tree.leaves:  # a placeholder of optax, which no tree fits
-        return settings
-    for name, kind in _PER_LEAF.items():
-        value = getattr(settings, name)
-        whole = name == "state" and _names_slots(value)
-        if is_by_leaf(value) and not callable(value) and not whole:
-            made[name] = _function(name, value, tree, kind)
-    value = settings.state_sharding
-    if value is not None and not callable(value) and not mesh_axes(value):
-        made["state_sharding"] = _function("state_sharding", value, tree, SHARDINGS)
-    return replace(settings, **made) if made else settings
-
-
-def _function(name: str, value: Any, tree: Leaves, kind: Kind) -> Callable[[str], Any]:
-    given = per_leaf(name, value, tree, kind)
-    return dict(zip(tree.names, given, strict=True)).__getitem__
-
-
-def _names_slots(value: Any) -> bool:
-    return isinstance(value, Mapping) and bool({"mu", "nu"} & set(value))
-
-
-def _of_mu(state: Any, rule: Rule) -> Any:
-    """The option `state` for matrices, which have one slot."""
-    if callable(state):
-        return lambda path: _of_mu(state(path), rule)
-    if isinstance(state, Mapping) and is_state(state, rule.slots) and "mu" in state:
-        return {"mu": state["mu"]}
-    return state

@@ -20,7 +20,7 @@ from ..checks import is_traced
 from ..storage.memory import HOST
 from ..storage.shards import mesh_axes
 from ..storage.tree import SHARDINGS, Leaves, per_leaf
-from .geometry import fitting, is_explicit, shards
+from .geometry import fitting, is_explicit, resharded, shards
 
 
 def placements(option: Any, tree: Leaves) -> list[NamedSharding | None]:
@@ -56,7 +56,7 @@ def everywhere(x: jax.Array, leaves: Sequence[Any], given: Sequence[Any]) -> jax
             replicated = NamedSharding(where.mesh, PartitionSpec())
             if not is_traced(x):
                 return jax.device_put(x, replicated)
-            return _constrained(x, replicated)
+            return constrained(x, replicated)
     return x
 
 
@@ -88,12 +88,13 @@ def _home(leaf: Any, sharding: NamedSharding | None) -> NamedSharding | None:
     return sharding
 
 
-def _constrained(x: jax.Array, sharding: NamedSharding) -> jax.Array:
+def constrained(x: jax.Array, sharding: NamedSharding | None) -> jax.Array:
     """Within jit: an array sharded so, as far as its mesh says."""
+    if sharding is None:
+        return x
     types = set(sharding.mesh.axis_types)
     if types == {AxisType.Explicit}:
-        abstract = NamedSharding(sharding.mesh.abstract_mesh, sharding.spec)
-        return jax.sharding.reshard(x, abstract)
+        return resharded(x, NamedSharding(sharding.mesh.abstract_mesh, sharding.spec))
     if AxisType.Explicit in types:  # XLA decides, and the arguments of jit
         return x
     return lax.with_sharding_constraint(x, sharding)
@@ -139,7 +140,7 @@ def filled(
     fitted = fitting(where, like.shape)
     if isinstance(leaf, jax.Array) and not is_traced(leaf):
         return jnp.full(like.shape, value, like.dtype, device=fitted)
-    return _constrained(jnp.full(like.shape, value, like.dtype), fitted)
+    return constrained(jnp.full(like.shape, value, like.dtype), fitted)
 
 
 def _filled_on_host(
@@ -149,8 +150,7 @@ def _filled_on_host(
     fitted: Any = None if where is None else fitting(where, like.shape)
     if is_traced(leaf) or not isinstance(leaf, jax.Array | np.ndarray):
         made = jnp.full(like.shape, value, like.dtype)
-        made = made if fitted is None else _constrained(made, fitted)
-        return jax.device_put(made, jax.memory.Space.Host)
+        return jax.device_put(constrained(made, fitted), jax.memory.Space.Host)
     if fitted is None:
         (device,) = leaf.devices() if isinstance(leaf, jax.Array) else jax.devices()[:1]
         there = SingleDeviceSharding(device, memory_kind=HOST)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,14 +29,16 @@ from ..storage.state import (
 )
 from ..storage.table import table_of, tag_of
 from ..storage.tree import BOOLS, NAMES, Leaves, per_leaf, spread
+from .begun import Begun
 from .norms import HISTORY, no_norms, unlimited
 from .numbers import numbers
-from .operands import Operands, Step, operands
+from .operands import Step, operands
+from .stepper import Stepper
 from .tasks import Work, warn_of_crossing
 
 
 @dataclass(frozen=True, eq=False)
-class Optimizer:
+class Optimizer(Stepper):
     """A rule with its hyperparameters and options: what `init` and steps do."""
 
     rule: Rule
@@ -133,24 +135,6 @@ class Optimizer:
 
     # ---------------------------------------------------------------------- steps
 
-    def update(
-        self, updates: Any, state: Any, params: Any = None, **extra_args: Any
-    ) -> tuple[Any, Any]:
-        """As in optax."""
-        del extra_args
-        if params is None and self._needs_params():
-            raise ValueError(NO_PARAMS)
-        return self._run(updates, state, params, in_place=False)
-
-    def step(
-        self, grads: Any, state: Any, params: Any, **extra_args: Any
-    ) -> tuple[Any, Any]:
-        """See `Transformation.step`."""
-        del extra_args
-        if params is None:
-            raise ValueError(NO_PARAMS)
-        return self._run(grads, state, params, in_place=True)
-
     def _without_parameters(self, records: list[Storage]) -> list[Storage]:
         """The records where it is not known what updates are added to."""
         asked = self.settings.weights is not None
@@ -161,21 +145,24 @@ class Optimizer:
             )
         return [replace(record, weights=None) for record in records]
 
-    def _needs_params(self) -> bool:
+    @property
+    def needs_params(self) -> bool:
+        """Whether updates depend on the parameters."""
         rule, settings = self.rule, self.settings
         measures = settings.max_unorm is not None or settings.record_norms
         return bool(rule.ratio or rule.decay or measures)
 
-    def _run(
+    def run(
         self, grads: Any, state: Any, params: Any, in_place: bool
     ) -> tuple[Any, Any]:
+        """A step from its beginning to its end."""
         begun = self.begin(grads, state, params, in_place)
         h, step = self.hyperparameters, begun.step
         passed = operands(self.settings, h, step, state.extra, state.count)
         results = step._replace(scalars=passed.scalars).run()
         return begun.end(results, passed)
 
-    def begin(self, grads: Any, state: Any, params: Any, in_place: bool) -> "Begun":
+    def begin(self, grads: Any, state: Any, params: Any, in_place: bool) -> Begun:
         """What there is to do in a step, checked."""
         g = Leaves.of(grads)
         p = None if params is None else Leaves.of(params)
@@ -272,72 +259,10 @@ class Optimizer:
         ]
 
 
-class Begun(NamedTuple):
-    """A step that is checked and not yet run.
-
-    Attributes:
-      step: what there is to do.
-      state: before it.
-      old: the same, flat.
-      out: the tree of what it returns: parameters, or gradients.
-      in_place: whether it returns parameters.
-    """
-
-    step: Step
-    state: State
-    old: StateLeaves
-    out: Leaves
-    in_place: bool
-
-    def end(self, stepped: Sequence[Any], passed: Operands) -> tuple[Any, State]:
-        """The parameters or updates, and the state, from the leaves after the step."""
-        results = [
-            leaf._replace(g=_zeros_like(leaf.g)) if result is None else result
-            for leaf, result in zip(self.step.leaves, stepped, strict=True)
-        ]
-        if self.in_place:
-            written = [r.p for r in results]
-        else:
-            pairs = zip(results, self.step.work, strict=True)
-            written = [_update(r.g, work.program.storage) for r, work in pairs]
-        trees = self.old.replaced(self.state, results)
-        return self.out.replaced(written), _replaced(self.state, trees, passed)
-
-
-NO_PARAMS = (
-    "this optimizer needs the current parameters: call "
-    "tx.update(grads, state, params) or tx.step(grads, state, params)"
-)
-
-
 def _values(record: Storage, i: int, g: Leaves, p: Leaves | None) -> tuple[Any, Any]:
     """Gradient and parameter of leaf i, as arrays."""
     gradient = jnp.asarray(g.leaves[i]) if record.steps else g.leaves[i]
     return gradient, None if p is None else jnp.asarray(p.leaves[i])
-
-
-def _update(g: Any, record: Storage) -> Any:
-    """In the type of the parameter where it is what that changes by."""
-    return g.astype(record.dtype) if record.rounds else g
-
-
-def _zeros_like(g: Any) -> Any:
-    return g if g.dtype == jax.dtypes.float0 else jnp.zeros_like(g)
-
-
-def _replaced(state: State, trees: dict[str, Any], passed: Operands) -> State:
-    """The state after a step."""
-    count, extra = jnp.asarray(optax.safe_increment(state.count)), passed.extra
-    if passed.take is not None:
-        taken = passed.take > 0.0
-        count, extra = jax.tree.map(
-            lambda new, old: jnp.where(taken, new, old),
-            (count, extra),
-            (state.count, state.extra),
-        )
-        skipped = optax.safe_increment(state.extra["skipped"])
-        extra["skipped"] = jnp.where(taken, state.extra["skipped"], skipped)
-    return state._replace(count=count, extra=extra, **trees)
 
 
 def _mask(name: str, mask: Any, params: Any, tree: Leaves) -> list[bool] | None:

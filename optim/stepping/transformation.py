@@ -11,6 +11,7 @@ from ..checks import check_not_negative, is_number
 from ..options import Options, Settings
 from ..sharding.binding import bound
 from .optimizer import Optimizer
+from .stepper import Stepper
 
 
 class Transformation(optax.GradientTransformationExtraArgs):
@@ -22,9 +23,9 @@ class Transformation(optax.GradientTransformationExtraArgs):
       optimizer: the rule, the options, and what runs them.
     """
 
-    optimizer: Optimizer
+    optimizer: Any  # a Stepper; integrations know which
 
-    def __new__(cls, optimizer: Optimizer) -> "Transformation":
+    def __new__(cls, optimizer: Stepper) -> "Transformation":
         made = super().__new__(cls, optimizer.init, optimizer.update)  # type: ignore
         made.optimizer = optimizer
         return made
