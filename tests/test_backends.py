@@ -65,6 +65,7 @@ CASES = [
     for name in BACKENDS
     for state in FORMATS
     for in_place in (True, False)
+    if in_place or state == "8bit"
     if name in INTERPRETERS or (state == "8bit" and in_place)
 ]
 # All shapes in the default format and in place; one with a batch in all.

@@ -23,7 +23,7 @@ from _optimizers import OPTIMIZERS as PAIRS
 from family import FAMILY
 from step import TREES, parse
 
-from cases import ADAPTING, OPTIMIZERS, RULES
+from cases import ADAPTING, KINDS, RULES
 
 # A counter, and how a leaf with two moments is stored: 20 numbers, for rank 2.
 OTHERS = 4 * (1 + 20)
@@ -104,7 +104,7 @@ def test_step_takes_every_optimizer() -> None:
 LIMITS = {"lamb": 26.5, "lars": 22.3, "ademamix": 20.5}
 
 
-@pytest.mark.parametrize("rule", OPTIMIZERS)
+@pytest.mark.parametrize("rule", KINDS)
 def test_step_counts_every_pass(tmp_path: Path, rule: str) -> None:
     """With a ratio, gradient, parameter and, for LAMB, state are read once more.
 

@@ -30,20 +30,22 @@ def compiled_step(target: str, tx: optim.Transformation, p: Any, g: Any) -> Any:
     )
 
 
-# All shapes with the default format; the largest and an odd one with all others.
+# All shapes with the default format; the largest and an odd one with all others. TPUs
+# with a vector unit for bfloat16 and without, and the GPU, for those.
+SOME = ("v5e", "v6e", "sm_90")
 STORED = [
-    (state, dtypes, shape)
+    (target, state, dtypes, shape)
+    for target in TARGETS
     for state in FORMATS
     for dtypes in DTYPES
     for shape in REAL_SHAPES
     if (state, dtypes) == ("8bit", "f32")
     or (shape in REAL_SHAPES[:1] + REAL_SHAPES[-1:] and state == "8bit")
-    or (shape == REAL_SHAPES[-1] and dtypes != "f32-bf16")
+    or (shape == REAL_SHAPES[-1] and dtypes != "f32-bf16" and target in SOME)
 ]
 
 
-@pytest.mark.parametrize(("state", "dtypes", "shape"), STORED, ids=str)
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(("target", "state", "dtypes", "shape"), STORED, ids=str)
 def test_step_is_one_kernel_in_place(
     target: str, state: str, dtypes: str, shape: tuple[int, ...]
 ) -> None:
@@ -65,12 +67,15 @@ def test_weights_of_16_bits_are_rounded_in_place(target: str) -> None:
     assert len(re.findall(KERNEL[backend], compiled.as_text())) >= len(names)
 
 
-# Of every kind for all, and of the others for one TPU and the GPU.
+# Of every kind for some, one with a pass and one with two for all, and the others for
+# one TPU and the GPU.
 LOWERED = [
     (target, rule)
     for target in TARGETS
     for rule in OPTIMIZERS
-    if rule in KINDS or target in ("v6e", "sm_90")
+    if rule in ("adamw", "lamb")
+    or (rule in KINDS and target in SOME)
+    or target in ("v6e", "sm_90")
 ]
 
 
@@ -104,7 +109,7 @@ NARROW = [(t, s) for t in TARGETS for s in FLAT + (TALL if t == "v5e" else [])]
 @pytest.mark.parametrize(("target", "shape"), NARROW, ids=str)
 def test_narrow_leaves_fit_in_memory(target: str, shape: tuple[int, ...]) -> None:
     p = jax.ShapeDtypeStruct(shape, jnp.float32)
-    for rule in ("adamw", *ADAPTING):
+    for rule in ("adamw", "lamb"):
         case = RULES[rule]
         tx = case.ours(1e-3, **case.kwargs, backend=backend_of(target))
         compiled = compiled_step(target, tx, p, p)

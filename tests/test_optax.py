@@ -1,6 +1,7 @@
 """Octavo's optimizers are optax transformations, to the letter, and wrap like them."""
 
 import inspect
+import itertools
 from typing import Any
 
 import chex
@@ -41,10 +42,15 @@ def promotion() -> Any:
         yield
 
 
-@pytest.mark.parametrize("wrapper", WRAPPERS)
-@pytest.mark.parametrize(
-    ("rule", "size"), [*((rule, QUANTIZED) for rule in EACH), ("adamw", DEFAULT)]
-)
+# Wrappers see a transformation: all of them with one pass and with two, else in turns.
+WRAPPED = [
+    *((rule, QUANTIZED, wrapper) for rule in ("adamw", "lamb") for wrapper in WRAPPERS),
+    *(("adamw", DEFAULT, wrapper) for wrapper in WRAPPERS),
+    *zip(EACH, itertools.repeat(QUANTIZED), itertools.cycle(WRAPPERS)),
+]
+
+
+@pytest.mark.parametrize(("rule", "size", "wrapper"), sorted({*WRAPPED}))
 def test_wrapped(rule: str, size: int, wrapper: str) -> None:
     tx = optax.with_extra_args_support(wrapped(make(rule, size))[wrapper])
     start = tx.init(PARAMS)

@@ -27,8 +27,15 @@ SPOILED = [
 ]
 
 
-@pytest.mark.parametrize(("rule", "state", "bad"), SPOILED)
-@pytest.mark.parametrize("call", ["step", "update"])
+@pytest.mark.parametrize(
+    ("call", "rule", "state", "bad"),
+    [
+        (call, *row)
+        for call in ("step", "update")
+        for row in SPOILED
+        if call == "step" or row[1:] == ("8bit", np.inf)  # the same moments
+    ],
+)
 def test_a_bad_gradient_stays_in_its_block(
     call: str, rule: str, state: str, bad: float
 ) -> None:

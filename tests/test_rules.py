@@ -13,7 +13,7 @@ import pytest
 
 from octavo import optim
 
-from cases import FORMATS, OPTIMIZERS, RULES, SHAPES, params_and_grads
+from cases import FORMATS, KINDS, OPTIMIZERS, RULES, SHAPES, params_and_grads
 from formulas import adagrad_float64, ademamix_float64
 from oracle import optax_run
 from training import run_step, run_update
@@ -116,14 +116,16 @@ def test_nesterov_and_amsgrad_exclude_each_other() -> None:
         optim.adam(1e-3, nesterov=True, amsgrad=True)
 
 
-# All shapes and types for one rule; all rules, with all formats, for one shape.
+# All shapes and types for one rule; for one shape all rules, and some with all formats.
 WRITTEN = [
     (rule, state, shape, dtype)
     for rule in [*OPTIMIZERS, "descent", "rmsprop-all"]
     for state in FORMATS
     for shape in SHAPES
     for dtype in DTYPES
-    if rule == "adamw" or (shape == SHAPES[2] and dtype == jnp.float32)
+    if (rule, state) == ("adamw", "8bit")
+    or (shape == SHAPES[2] and (rule == "adamw" or dtype == jnp.float32))
+    if state == "8bit" or rule in KINDS
 ]
 
 
