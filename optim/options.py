@@ -8,6 +8,7 @@ from functools import wraps
 from typing import Any, TypeAlias, TypedDict, TypeVar, cast
 
 import jax
+import numpy as np
 
 from octavo.pallas_kernels import BACKENDS, FORMATS, SLOW, WEIGHTS, Format, Slot
 
@@ -93,8 +94,12 @@ class Options(TypedDict, total=False):
         `"data"`; or shardings, as for `sharding`. Each device steps its part, and new
         parameters are gathered. Default None: like the parameters.
       paged: keep the state of large leaves (100,000 values and more) in the host's
-        memory, and stream it through the device in each step, per leaf: True or False.
-        The numbers are the same. Default False. See `docs/paged.md`.
+        memory, and stream it through the device in each step, per leaf: True, False,
+        or `"auto"`: of the largest ones, until parameters, gradients and state fit into
+        `device_bytes`. The numbers are the same. Default False. See `docs/paged.md`.
+      device_bytes: int, with `paged="auto"`: what parameters, gradients and state may
+        take on each device; activations need more. Default: all the memory that the
+        device reports.
       page_bytes: with `paged`, the most bytes of one chunk of a leaf on a device: of
         its gradient, parameter and state. A step has up to four at once. Default 64
         MiB.
@@ -124,7 +129,8 @@ class Options(TypedDict, total=False):
     record_norms: bool
     sharding: Any
     state_sharding: Any
-    paged: PerLeaf[bool]
+    paged: PerLeaf[bool | str]
+    device_bytes: int
     page_bytes: int
     backend: PerLeaf[str | None]
     seed: int
@@ -150,7 +156,8 @@ class Settings:
     record_norms: bool = False
     sharding: Any = None
     state_sharding: Any = None
-    paged: PerLeaf[bool] = False
+    paged: PerLeaf[bool | str] = False
+    device_bytes: int | None = None
     page_bytes: int = 64 * 2**20
     backend: PerLeaf[str | None] = None
     seed: int = 0
@@ -184,7 +191,9 @@ class Settings:
         if is_number(settings.lr_scale):
             check_not_negative(lr_scale=settings.lr_scale)
         if not is_by_leaf(settings.paged):
-            check_bool(paged=settings.paged)
+            _check_paged(settings.paged)
+        if settings.device_bytes is not None:
+            _check_device_bytes(settings)
         for name in ("min_quantized_size", "page_bytes", "seed"):
             check_int(name, getattr(settings, name))
         check_positive(
@@ -325,6 +334,28 @@ def _check_percentile(percentile: Any) -> None:
     if not 1 <= percentile <= 100:
         raise ValueError(
             f"percentile_clipping={percentile} must be from 1 to 100 (100: no clipping)"
+        )
+
+
+def is_paged(value: Any) -> bool:
+    """Whether it is a value of the option `paged`, for one leaf."""
+    if isinstance(value, str):
+        return value == "auto"
+    return isinstance(value, bool | np.bool_)
+
+
+def _check_paged(value: Any) -> None:
+    if not is_paged(value):
+        raise ValueError(f"paged={value!r} must be True, False or 'auto'")
+
+
+def _check_device_bytes(settings: "Settings") -> None:
+    check_int("device_bytes", settings.device_bytes)
+    check_positive(device_bytes=settings.device_bytes)
+    if not is_by_leaf(settings.paged) and settings.paged != "auto":
+        raise ValueError(
+            f"device_bytes={settings.device_bytes} is read with paged='auto' only, and "
+            f"paged={settings.paged!r}. Write paged='auto', or leave it out"
         )
 
 

@@ -13,6 +13,7 @@ import optax
 from octavo.pallas_kernels import Storage, StoredSlot, nbytes
 
 from .sharding.states import made
+from .storage.memory import shown_size
 from .storage.state import REMAINDER, State, scale_name, states_in
 from .storage.table import records_of, tables_of
 from .storage.tree import Leaves
@@ -194,11 +195,3 @@ def _sizes(
         if tree.leaves[tree.paths.index(path)] == jax.memory.Space.Host:
             host += nbytes(x)
     return sum(nbytes(x) for x in arrays.values()), full, host
-
-
-def shown_size(n: int) -> str:
-    """Bytes in the largest unit that they fill."""
-    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if n >= scale:
-            return f"{n / scale:,.2f} {unit}"
-    return f"{n} B"

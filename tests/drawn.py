@@ -197,6 +197,7 @@ def options_of(
         "min_shards": (just(1, 2, 3, 16), FORMS),
         "backend": (just("xla", None), FORMS),
         "weights": (weights_of(types), FORMS),
+        "paged": (just(True, False, "auto"), FORMS),
         "lr_scale": (just(1.0, 0.5, 0.0, 2, np.float32(0.25)), FORMS),
         "layer_axes": (
             tuples_of(axes_of(ranks, {})),
@@ -214,6 +215,8 @@ def options_of(
     if draw(st.booleans()):
         axes = axes_of(ranks, said["layer_axes"])
         written["block_axis"], _ = draw(per_leaf(params, axes))
+    if "auto" in said.get("paged", {}).values():
+        written["device_bytes"] = draw(st.sampled_from((2**20, 80 * 10**9)))
     # RMSprop's momentum holds the learning rate already, which is not to be limited.
     takes = {
         "max_unorm": case.max_unorm and rule != "rmsprop-all",
@@ -252,6 +255,9 @@ WRONG: dict[str, tuple[Any, ...]] = {
     "min_quantized_size": ("4k", 1.5, True, _MANY),
     "seed": (0.5, "0", True, _MANY),
     "weights": ("bf16", 8, {"no": "nearest"}, lambda path: "remainder4"),
+    "paged": ("Auto", 1, "yes", {"no": True}, lambda path: "all"),
+    "device_bytes": (0, -1, 8e9, "8e9", True, _MANY),
+    "page_bytes": (6.4e7, "64MiB", True),
     "backend": ("cuda", 3, {"no": "xla"}, lambda path: "gpu"),
     "lr_scale": _FACTORS,
     "weight_decay": _FACTORS,

@@ -224,7 +224,7 @@ def test_what_cannot_be_paged_says_so() -> None:
         ValueError, match=r"page_bytes=1000 for 'layers': .* Write page_"
     ):
         optim.adamw(1e-3, paged=True, page_bytes=1000).bind(params).init(params)
-    with pytest.raises(ValueError, match="paged=1 must be True or False"):
+    with pytest.raises(ValueError, match="paged=1 must be True, False or 'auto'"):
         optim.adamw(1e-3, paged=1)
     tx = optim.adamw(1e-3, paged=True)
     with pytest.warns(UserWarning, match=r"paged: 8 devices, .* tx.bind\(params\)"):

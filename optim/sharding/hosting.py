@@ -1,4 +1,4 @@
-"""Which leaves have their state in host memory: the options `paged`, `page_bytes`."""
+"""Which leaves have their state in host memory: the option `paged`."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,9 @@ from ..checks import warn_once
 from ..options import Settings, at
 from ..storage.chunks import chunk_bytes, least_shape
 from ..storage.memory import HOST
-from ..storage.tree import BOOLS, Leaves, per_leaf
+from ..storage.tree import PAGED, Leaves, per_leaf
+from .budget import Choice, fitted, reported_bytes, shares_of
+from .finer import Places
 from .geometry import aligned, shards
 from .placement import platform_of
 
@@ -25,7 +27,7 @@ class Paging(NamedTuple):
 
     Attributes:
       page_bytes: then the most bytes of a chunk; None: it is on the device.
-      why: it is there although the option says otherwise; else "".
+      why: it is there although the option says otherwise, or leaves it open; else "".
     """
 
     page_bytes: int | None
@@ -37,11 +39,23 @@ class Paging(NamedTuple):
         return self.page_bytes is not None
 
 
+class _Obstacle(NamedTuple):
+    """Why the state of a leaf cannot be, or need not be, in host memory.
+
+    Attributes:
+      why: of one leaf; "": it can.
+      warning: about all such leaves, or "".
+    """
+
+    why: str = ""
+    warning: str = ""
+
+
 def pagings(
     settings: Settings,
     tree: Leaves,
     records: Sequence[Storage],
-    states: Sequence[NamedSharding | None],
+    where: Places,
     platform: str | None = None,
 ) -> list[Paging]:
     """Where the state of each leaf is: the same in `init` and in every step.
@@ -50,51 +64,67 @@ def pagings(
       settings: the options.
       tree: the parameters.
       records: how each leaf is stored.
-      states: how the state of each is sharded; None where that is not known, or is one
-        device.
+      where: how each is sharded, and its state.
       platform: of devices that are not here. Default None: of those of the mesh, or of
         JAX' own.
 
     Raises:
-      ValueError: where a chunk of `page_bytes` would hold no block row.
+      ValueError: where a chunk of `page_bytes` would hold no block row; or where it is
+        not known how much memory there is, and has to be.
     """
-    wanted = per_leaf("paged", settings.paged, tree, BOOLS)
-    rows = zip(tree.names, wanted, records, states, strict=True)
+    wanted = per_leaf("paged", settings.paged, tree, PAGED)
+    pairs = zip(records, where.state, strict=True)
+    obstacles = [_obstacle(settings, *pair, platform) for pair in pairs]
+    chosen = [Choice(bool(asked)) for asked in wanted]
+    if "auto" in wanted:
+        free = [not why for why, _ in obstacles]
+        limit = settings.device_bytes or reported_bytes(next(iter(where.state), None))
+        shares = shares_of(tree.leaves, records, *where, settings.page_bytes)
+        chosen = fitted(wanted, free, shares, limit)
     found = []
-    for path, asked, record, sharding in rows:
-        why = _on_device(settings, record, sharding, platform) if asked else ""
+    rows = zip(tree.names, chosen, obstacles, strict=True)
+    for k, (path, (asked, reason), (why, warning)) in enumerate(rows):
+        if asked and warning:
+            warn_once(warning)
         if not asked or why:
-            found.append(Paging(None, why))
+            found.append(Paging(None, why if asked else reason))
             continue
-        _check_page(settings.page_bytes, path, record, sharding)
-        found.append(Paging(settings.page_bytes))
+        _check_page(settings.page_bytes, path, records[k], where.state[k])
+        found.append(Paging(settings.page_bytes, reason))
     return found
 
 
-def _on_device(
+def _obstacle(
     settings: Settings,
     record: Storage,
     sharding: NamedSharding | None,
     platform: str | None,
-) -> str:
-    """Why the state of a leaf cannot be, or need not be, in host memory; else ""."""
+) -> _Obstacle:
+    """Why the state of a leaf stays on the device, whatever the option says."""
     if not record.steps or math.prod(record.shape) < LEAST_PAGED:
-        return f"state on the device: fewer than {LEAST_PAGED:,} values"
+        return _Obstacle(f"state on the device: fewer than {LEAST_PAGED:,} values")
     if not record.elementwise:
-        return "state on the device: slots of another shape than the parameter's"
+        return _Obstacle(
+            "state on the device: slots of another shape than the parameter's"
+        )
     if sharding is not None and not aligned(record.blocks, sharding):
-        return "state on the device: its blocks cross shard boundaries"
+        return _Obstacle("state on the device: its blocks cross shard boundaries")
     unknown = sharding is None and settings.sharding is None and platform is None
     if unknown and jax.device_count() > 1:
-        warn_once(_UNKNOWN.format(devices=jax.device_count()))
-        return "state on the device: it is not known how the leaf is sharded"
+        return _Obstacle(
+            "state on the device: it is not known how the leaf is sharded",
+            _UNKNOWN.format(devices=jax.device_count()),
+        )
     if platform is None and not has_host_memory(sharding):
-        warn_once(_NO_HOST.format(platform=platform_of(sharding)))
-        return "state on the device: there is no other memory"
+        return _Obstacle(
+            "state on the device: there is no other memory",
+            _NO_HOST.format(platform=platform_of(sharding)),
+        )
     if (platform or platform_of(sharding)) == "tpu":
-        warn_once(_TPU)
-        return "state on the device: on TPU, paged state is not supported yet"
-    return ""
+        return _Obstacle(
+            "state on the device: on TPU, paged state is not supported yet", _TPU
+        )
+    return _Obstacle()
 
 
 def has_host_memory(sharding: NamedSharding | None) -> bool:

@@ -26,8 +26,8 @@ from ..sharding.geometry import (
     resharded,
     starts,
 )
-from .pages import run_paged
 from .tasks import Sharded, Task, Whole
+from .turns import after, run_in_turn
 
 # For each leaf, the structure of its operands and their places in a list.
 _Layout: TypeAlias = tuple[tuple[Any, tuple[int, ...]], ...]
@@ -76,7 +76,10 @@ def run_tasks(
     for some in _regions(tasks, inside):
         operands, layout = _shared(_some(scalars, some))
         statics = (tuple(_some(tasks, some)), tuple(_some(ids, some)), layout)
-        results = _in_shards(*statics, _some(leaves, some), operands, step)
+        given = _some(leaves, some)
+        if any(task is not None and task.page_bytes is not None for task in tasks):
+            found, given = after(found, given)
+        results = _in_shards(*statics, given, operands, step)
         for k, result in zip(some, results, strict=True):
             found[k] = _at_home(tasks[k], result)
     return found
@@ -99,10 +102,9 @@ def _run_parts(
     results = run_all(programs, *columns, together=together)
     for k, result in zip(here, results, strict=True):
         found[k] = result
-    for k, task in enumerate(tasks):
-        if task.page_bytes is not None:
-            paged = (task.backend, parts[k], task.page_bytes)
-            found[k] = run_paged(*paged, leaves[k], scalars[k], noises[k])
+    paged = run_in_turn(tasks, parts, leaves, scalars, noises)
+    for k, result in paged.items():
+        found[k] = result
     return found
 
 

@@ -28,7 +28,7 @@ from ..storage.state import (
     state_class,
 )
 from ..storage.table import table_of, tag_of
-from ..storage.tree import BOOLS, NAMES, Leaves, per_leaf, spread
+from ..storage.tree import BOOLS, NAMES, PAGED, Leaves, per_leaf, spread
 from .begun import Begun
 from .norms import HISTORY, no_norms, unlimited
 from .numbers import numbers
@@ -81,8 +81,8 @@ class Optimizer(Stepper):
         leaves = Leaves.of(params)
         records = self.records(leaves)
         check_boxes(params, records)
-        where = self.places(leaves).state
-        pages = pagings(self.settings, leaves, records, where)
+        places = self.places(leaves)
+        pages, where = pagings(self.settings, leaves, records, places), places.state
         each = list(zip(records, leaves.leaves, where, pages, strict=True))
         trees = {}
         for k, slot in enumerate(self.rule.slots):
@@ -135,8 +135,15 @@ class Optimizer(Stepper):
 
     # ---------------------------------------------------------------------- steps
 
-    def _without_parameters(self, records: list[Storage]) -> list[Storage]:
+    def _without_parameters(
+        self, tree: Leaves, records: list[Storage]
+    ) -> list[Storage]:
         """The records where it is not known what updates are added to."""
+        if "auto" in per_leaf("paged", self.settings.paged, tree, PAGED):
+            raise ValueError(
+                "paged='auto' depends on the bytes of the parameters. Call "
+                "tx.update(grads, state, params)"
+            )
         asked = self.settings.weights is not None
         if asked and any(r.weights not in (None, "nearest") for r in records):
             raise ValueError(
@@ -170,7 +177,7 @@ class Optimizer(Stepper):
         tree = p or g
         records = self.records(tree)
         if p is None:
-            records = self._without_parameters(records)
+            records = self._without_parameters(tree, records)
         check_gradients(g, p, old, records)
         leaves = [
             old.leaf(i, path, record, *_values(record, i, g, p))
@@ -211,7 +218,7 @@ class Optimizer(Stepper):
         )
         rows = (tree.names, programs, where.state, homes, dtypes, backends)
         known = [self.settings.sharding is not None] * len(records)
-        pages = pagings(self.settings, tree, records, where.state, platform)
+        pages = pagings(self.settings, tree, records, where, platform)
         return [Work(*row) for row in zip(*rows, known, pages, strict=True)]
 
     def _rules(

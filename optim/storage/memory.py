@@ -1,4 +1,4 @@
-"""The two memories where arrays of a state may be."""
+"""The two memories where arrays of a state may be, and sizes in words."""
 
 from typing import Any
 
@@ -32,3 +32,11 @@ def put(x: Any, sharding: Any) -> jax.Array:
         return placed
     typed = jax.typeof(placed).memory_space == jax.memory.Space.Host
     return placed if typed else jax.device_put(placed, jax.memory.Space.Host)
+
+
+def shown_size(n: int) -> str:
+    """Bytes in the largest unit that they fill."""
+    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if n >= scale:
+            return f"{n / scale:,.2f} {unit}"
+    return f"{n} B"

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ..checks import is_number
-from ..options import is_tree
+from ..options import is_paged, is_tree
 
 
 class Leaves(NamedTuple):
@@ -72,6 +72,7 @@ SIZES = Kind(lambda x: not is_tree(x), "ints")
 AXIS = Kind(lambda x: x is None or not is_tree(x), "ints, or None")
 NAMES = Kind(lambda x: x is None or isinstance(x, str), "names, or None")
 BOOLS = Kind(lambda x: isinstance(x, bool | np.bool_), "bools")
+PAGED = Kind(is_paged, "True, False or 'auto'")
 AXES = Kind(
     lambda x: x is None or isinstance(x, int | np.integer) or _is_axes(x),
     "ints, tuples of ints, or None",
