@@ -19,9 +19,9 @@ from .checks import (
     is_number,
 )
 from .correction import bias_correction
-from .matrices.exchange import LARGEST
 from .matrices.newton_schulz import iterations
 from .matrices.optimizer import Arguments, MatrixOptimizer, Orthogonal
+from .matrices.whole import LARGEST
 from .options import Options, Settings, with_options
 from .stepping.optimizer import Optimizer
 from .stepping.transformation import Transformation

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from optax.contrib import MuonDimensionNumbers as Numbers
 
 from octavo import optim
-from octavo.optim.matrices.exchange import LARGEST
+from octavo.optim.matrices.whole import LARGEST
 
 STEPS = 20
 SHAPES: dict[str, tuple[int, ...]] = {

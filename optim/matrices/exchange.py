@@ -1,10 +1,10 @@
 """Matrices that are sharded, whole on one device each for as long as it takes.
 
-Equal matrices are stacked. Every device sends its part of each to the device that gets
-the whole, in one all-to-all, and gets its parts of the results back in another.
+Every device sends its part of each matrix to the device that gets the whole, in one
+all-to-all, and gets its parts of the results back in another. `bins` says who gets
+what. Equal matrices are stacked, so that a few slices move all of them.
 """
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,122 +12,27 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from ..checks import warn_once
-from ..sharding.geometry import is_explicit, padded_spec, resharded
-from ..storage.shards import mesh_axes
-from .choice import Axes, Shape
+from .bins import Kind, Run, length, shared_out
+from .choice import Shape
+from .stack import LANES, Stack, Tiling
 
 # Of a stack of matrices (count, rows, columns), with operands; elementwise in count.
 OfMatrices: TypeAlias = Callable[..., jax.Array]
 
-LARGEST = 2**28
 # Smaller ones are computed at once, this many values of them.
 _AT_ONCE = 2**22
+# In each round a device sends this many values, or whole matrices for all devices.
+_IN_A_ROUND = 2**27
+# Moving a value takes about as long as products with matrices of this many rows.
+_MOVING = 1024
 
 
-@dataclass(frozen=True)
-class Stack:
-    """A leaf of matrices, and where it is; static.
-
-    Attributes:
-      axes: of its matrices.
-      shape: of the leaf.
-      sharding: None: on one device, or it is not known.
-    """
-
-    axes: Axes
-    shape: Shape
-    sharding: NamedSharding | None
-
-    @property
-    def names(self) -> list[tuple[str, ...]]:
-        """The mesh axes over which each axis is partitioned, batch axes first."""
-        assert self.sharding is not None
-        spec = padded_spec(self.sharding, len(self.shape))
-        return [mesh_axes(spec[k]) for k in self.axes.order]
-
-    @property
-    def local(self) -> Shape:
-        """The shape of a shard, batch axes first."""
-        if self.sharding is None:
-            return tuple(self.shape[k] for k in self.axes.order)
-        shard = self.sharding.shard_shape(self.shape)
-        return tuple(shard[k] for k in self.axes.order)
-
-    @property
-    def group(self) -> Any:
-        """What leaves have in common that are stacked: whole matrices, and shards."""
-        batch = len(self.axes.batch)
-        whole = tuple(self.shape[k] for k in self.axes.order[batch:])
-        over = sorted({name for own in self.names[:batch] for name in own})
-        return whole, len(self.axes.rows), tuple(self.names[batch:]), tuple(over)
-
-
-def whole_matrices(
-    function: OfMatrices,
-    stacks: Sequence[Stack],
-    paths: Sequence[str],
-    arrays: Sequence[jax.Array],
-    operands: Any,
-    largest: int,
-) -> list[jax.Array]:
-    """A function of the matrices of each leaf, wherever those are.
-
-    Args:
-      function: static, of a stack of whole matrices and the operands.
-      stacks: for each leaf.
-      paths: of the leaves.
-      arrays: the leaves.
-      operands: arrays that every device has.
-      largest: values in a matrix that one device may have.
-    """
-    found: list[Any] = [None] * len(stacks)
-    groups: dict[Any, list[int]] = {}
-    for k, (stack, x) in enumerate(zip(stacks, arrays, strict=True)):
-        _, rows, columns = stack.axes.sizes(stack.shape)
-        if stack.sharding is None:
-            found[k] = _of_leaf(function, stack, x, operands)
-        elif rows * columns > largest:
-            warn_once(_TOO_LARGE.format(paths[k], rows, columns, largest))
-            found[k] = _partitioned(function, stack, x, operands)
-        else:
-            groups.setdefault((stack.sharding.mesh, stack.group, x.dtype), []).append(k)
-    for own in groups.values():
-        chosen = tuple(stacks[k] for k in own)
-        results = _in_shards(function, chosen, [arrays[k] for k in own], operands)
-        for k, result in zip(own, results, strict=True):
-            found[k] = result
-    return found
-
-
-_TOO_LARGE = (
-    "{!r}: its matrices of {} x {} values are too large for one device (max_matrix_size"
-    "={}), and XLA partitions the products of Newton-Schulz: they communicate. Where "
-    "there is memory for a few float32 copies of one, give a larger max_matrix_size"
-)
-
-
-# ---------------------------------------------------------------------- one leaf
-
-
-def _of_leaf(function: OfMatrices, stack: Stack, x: jax.Array, operands: Any) -> Any:
-    """Where it is."""
-    flat = x.transpose(stack.axes.order).reshape(stack.axes.sizes(stack.shape))
-    return _placed_back(stack, _in_turns(function, flat, operands), stack.shape)
-
-
-def _placed_back(stack: Stack, flat: jax.Array, shape: Shape) -> jax.Array:
-    order = stack.axes.order
-    ordered = flat.reshape([shape[k] for k in order])
-    return ordered.transpose([order.index(k) for k in range(len(order))])
-
-
-def _in_turns(function: Any, x: jax.Array, operands: Any) -> jax.Array:
+def in_turns(function: Any, x: jax.Array, operands: Any) -> jax.Array:
     """Of a few matrices at a time, so that what is kept meanwhile is small."""
-    some = max(1, _AT_ONCE // math.prod(x.shape[1:]))
+    some = at_once(x.shape[1:])
     if some >= len(x) or len(x) == 1:
         return function(x, *operands)
     return lax.map(
@@ -137,127 +42,238 @@ def _in_turns(function: Any, x: jax.Array, operands: Any) -> jax.Array:
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _partitioned(
-    function: OfMatrices, stack: Stack, x: jax.Array, operands: Any
+def at_once(shape: Shape) -> int:
+    """How many matrices of this shape are computed together."""
+    return max(1, _AT_ONCE // math.prod(shape))
+
+
+@dataclass(frozen=True)
+class Group:
+    """Leaves whose matrices are stacked; static.
+
+    Attributes:
+      leaves: their places among all.
+      counts: how many matrices a device has a part of, in each.
+      tiling: of all of them.
+      unit: how many matrices go to a device together.
+    """
+
+    leaves: tuple[int, ...]
+    counts: tuple[int, ...]
+    tiling: Tiling
+    unit: int
+
+    @property
+    def kind(self) -> Kind:
+        """Of its units; sizes are rows of values."""
+        (rows, columns), unit = self.tiling.whole, self.unit
+        cost = unit * rows * columns * (min(rows, columns) + _MOVING)
+        values = unit * self.tiling.values
+        return Kind(-(-sum(self.counts) // unit), cost, -(-values // LANES))
+
+    def units(self, matrices: Sequence[jax.Array]) -> jax.Array:
+        """A device's parts of them, (units, rows, values), of (count, *local) each."""
+        kind, unit = self.kind, self.unit
+        x = self.tiling.flat(jnp.concatenate(matrices))
+        x = jnp.pad(x, ((0, kind.count * unit - len(x)), (0, 0)))
+        return self._rows(x.reshape(kind.count, -1))
+
+    def matrices(self, units: jax.Array) -> list[jax.Array]:
+        """The inverse of `units`."""
+        ends = np.cumsum(self.counts)
+        x = self._values(units).reshape(-1, self.tiling.values)[: ends[-1]]
+        return jnp.split(self.tiling.parts(x), ends[:-1])
+
+    def of_one(self, function: OfMatrices, x: jax.Array, operands: Any) -> jax.Array:
+        """The function of one unit, (devices, rows, values)."""
+        x = self._values(x).reshape(len(x), self.unit, -1)
+        found = self.tiling.cut(function(self.tiling.joined(x), *operands))
+        return self._rows(found.reshape(len(found), -1))
+
+    def _rows(self, x: jax.Array) -> jax.Array:
+        size = self.kind.size
+        x = jnp.pad(x, ((0, 0), (0, size * LANES - x.shape[1])))
+        return x.reshape(len(x), size, LANES)
+
+    def _values(self, x: jax.Array) -> jax.Array:
+        return x.reshape(len(x), -1)[:, : self.unit * self.tiling.values]
+
+
+def groups_of(stacks: Sequence[Stack], bins: int) -> list[Group]:
+    """Leaves whose matrices are equal, and sharded alike."""
+    found: dict[Tiling, list[int]] = {}
+    for k, stack in enumerate(stacks):
+        found.setdefault(stack.tiling, []).append(k)
+    groups = []
+    for tiling, leaves in found.items():
+        counts = tuple(math.prod(stacks[k].shard) // tiling.values for k in leaves)
+        unit = min(at_once(tiling.whole), -(-sum(counts) // bins))
+        groups.append(Group(tuple(leaves), counts, tiling, unit))
+    return groups
+
+
+def exchanged(
+    function: OfMatrices,
+    stacks: Sequence[Stack],
+    shards: Sequence[jax.Array],
+    operands: Any,
+) -> list[jax.Array]:
+    """Within shard_map: a function of the matrices of which each device has parts.
+
+    Args:
+      function: static, of a stack of whole matrices and the operands.
+      stacks: for each leaf; all are partitioned over the same mesh axes.
+      shards: of the leaves.
+      operands: arrays that every device has.
+    """
+    over = Over.of(stacks[0])
+    groups = groups_of(stacks, over.bins)
+    kinds = [group.kind for group in groups]
+    units = [
+        group.units(
+            [stacks[k].matrices(shards[k], group.tiling.local) for k in group.leaves]
+        )
+        for group in groups
+    ]
+    starts = [0] * len(groups)
+    found: list[list[jax.Array]] = [[] for _ in groups]
+    for runs in shared_out(kinds, over.bins, _IN_A_ROUND // LANES):
+        ends = [
+            s + sum(r.bins * r.counts[k] for r in runs) for k, s in enumerate(starts)
+        ]
+        some = [x[s:e] for x, s, e in zip(units, starts, ends, strict=True)]
+        whole = over.there(_sent(runs, kinds, some))
+        whole = _computed(function, groups, runs, whole, over, operands)
+        for own, x in zip(found, _received(runs, kinds, over.back(whole)), strict=True):
+            own += x
+        starts = ends
+    results: list[Any] = [None] * len(stacks)
+    for group, parts in zip(groups, found, strict=True):
+        own = group.matrices(jnp.concatenate(parts))
+        for k, x in zip(group.leaves, own, strict=True):
+            results[k] = stacks[k].leaf(x, stacks[k].shard)
+    return results
+
+
+# ---------------------------------------------------------------------- on the way
+
+
+@dataclass(frozen=True)
+class Over:
+    """Devices that share matrices out among them.
+
+    Attributes:
+      copies: mesh axes along which devices have the same parts, and their size.
+      parts: those along which they have other ones, and their size.
+    """
+
+    copies: tuple[tuple[str, ...], int]
+    parts: tuple[tuple[str, ...], int]
+
+    @classmethod
+    def of(cls, stack: Stack) -> "Over":
+        """Those of a leaf."""
+        mesh, parts, batch = stack.over
+        used = {*parts, *batch}
+        copies = tuple(name for name in mesh.axis_names if name not in used)
+        sizes = dict(zip(mesh.axis_names, mesh.axis_sizes, strict=True))
+        return cls(
+            *((own, math.prod(sizes[n] for n in own)) for own in (copies, parts))
+        )
+
+    @property
+    def bins(self) -> int:
+        """One for each device."""
+        return self.copies[1] * self.parts[1]
+
+    @property
+    def bin(self) -> jax.Array:
+        """That of this device."""
+        return lax.axis_index((*self.copies[0], *self.parts[0]))
+
+    def there(self, x: jax.Array) -> jax.Array:
+        """Of what each bin gets, what all devices sent to this one's."""
+        (copies, count), (parts, size) = self.copies, self.parts
+        if count > 1:
+            x = lax.dynamic_slice_in_dim(x, lax.axis_index(copies) * size, size)
+        return self._all_to_all(x) if parts else x
+
+    def back(self, x: jax.Array) -> jax.Array:
+        """The inverse; all devices get the results of their parts."""
+        x = self._all_to_all(x) if self.parts[0] else x
+        copies, count = self.copies
+        return lax.all_gather(x, copies, axis=0, tiled=True) if count > 1 else x
+
+    def _all_to_all(self, x: jax.Array) -> jax.Array:
+        return lax.all_to_all(x, self.parts[0], split_axis=0, concat_axis=0, tiled=True)
+
+
+def _sent(runs: Sequence[Run], kinds: Sequence[Kind], units: Any) -> jax.Array:
+    """What goes to each bin, one after the other, and zeros up to the fullest bin's."""
+    rows, starts, found = length(runs, kinds), [0] * len(kinds), []
+    for run in runs:
+        pieces = []
+        for k, (n, x) in enumerate(zip(run.counts, units, strict=True)):
+            end = starts[k] + run.bins * n
+            pieces.append(
+                x[starts[k] : end].reshape(run.bins, n * kinds[k].size, LANES)
+            )
+            starts[k] = end
+        own = jnp.concatenate(pieces, axis=1)
+        found.append(jnp.pad(own, ((0, 0), (0, rows - own.shape[1]), (0, 0))))
+    return jnp.concatenate(found)
+
+
+def _received(
+    runs: Sequence[Run], kinds: Sequence[Kind], x: jax.Array
+) -> list[list[jax.Array]]:
+    """The inverse of `_sent`: units of each kind, in pieces."""
+    found: list[list[jax.Array]] = [[] for _ in kinds]
+    first = 0
+    for run in runs:
+        start, last = 0, first + run.bins
+        for own, n, kind in zip(found, run.counts, kinds, strict=True):
+            end = start + n * kind.size
+            if n:
+                own.append(x[first:last, start:end].reshape(-1, kind.size, LANES))
+            start = end
+        first = last
+    return found
+
+
+def _computed(
+    function: OfMatrices,
+    groups: Sequence[Group],
+    runs: Sequence[Run],
+    x: jax.Array,
+    over: Over,
+    operands: Any,
 ) -> jax.Array:
-    """Each product over all devices, as XLA partitions it."""
-    sharding = stack.sharding
-    assert sharding is not None
+    """The function of what is in this device's bin, each matrix in its place."""
+    each = np.repeat([run.counts for run in runs], [run.bins for run in runs], axis=0)
+    sizes = np.array([group.kind.size for group in groups])
+    firsts = np.cumsum(each * sizes, axis=1) - each * sizes
+    for k, group in enumerate(groups):
+        size = group.kind.size
 
-    def freely(x: jax.Array, operands: Any) -> jax.Array:
-        return _of_leaf(function, stack, x, operands)
+        def body(
+            i: Any, x: jax.Array, first: Any, group: Group = group, size: int = size
+        ) -> jax.Array:
+            at = first + i * size
+            one = lax.dynamic_slice_in_dim(x, at, size, axis=1)
+            one = group.of_one(function, one, operands)
+            return lax.dynamic_update_slice_in_dim(x, one, at, axis=1)
 
-    if is_explicit(sharding):
-        out = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec))
-        partitioned: Any = jax.sharding.auto_axes(freely, out_sharding=out)
-        return partitioned(x, operands)
-    found = freely(x, operands)
-    if AxisType.Explicit in sharding.mesh.axis_types:
-        return found
-    return lax.with_sharding_constraint(found, sharding)
-
-
-# ---------------------------------------------------------------------- in shards
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _in_shards(
-    function: OfMatrices,
-    stacks: tuple[Stack, ...],
-    arrays: list[jax.Array],
-    operands: Any,
-) -> list[jax.Array]:
-    shardings: list[Any] = [stack.sharding for stack in stacks]
-    specs = [sharding.spec for sharding in shardings]
-    placed = [resharded(*pair) for pair in zip(arrays, shardings, strict=True)]
-    mapped = jax.shard_map(
-        functools.partial(_on_one_device, function, stacks),
-        mesh=shardings[0].mesh,
-        in_specs=(specs, PartitionSpec()),
-        out_specs=specs,
-        check_vma=False,  # gathers make equal what types say may differ
-    )
-    return mapped(placed, operands)
+        first, count = _own(firsts[:, k], over), _own(each[:, k], over)
+        if isinstance(count, int) and count < 2:
+            x = body(0, x, first) if count else x
+        else:
+            x = lax.fori_loop(0, count, lambda i, x, f=first, b=body: b(i, x, f), x)
+    return x
 
 
-def _on_one_device(
-    function: OfMatrices,
-    stacks: tuple[Stack, ...],
-    shards: list[jax.Array],
-    operands: Any,
-) -> list[jax.Array]:
-    """Within shard_map: this device's share of all matrices, there and back."""
-    first = stacks[0]
-    assert first.sharding is not None
-    mesh, batch = first.sharding.mesh, len(first.axes.batch)
-    names = first.names[batch:]
-    parts = tuple(name for own in names for name in own)
-    used = {*parts, *(name for own in first.names[:batch] for name in own)}
-    copies = tuple(name for name in mesh.axis_names if name not in used)
-
-    locals_ = [stack.local[len(stack.axes.batch) :] for stack in stacks]
-    flat = [
-        x.transpose(stack.axes.order).reshape(-1, *own)
-        for x, stack, own in zip(shards, stacks, locals_, strict=True)
-    ]
-    counts = [len(x) for x in flat]
-    x = jnp.concatenate(flat) if len(flat) > 1 else flat[0]
-    sizes = dict(zip(mesh.axis_names, mesh.axis_sizes, strict=True))
-    tiles = [math.prod(sizes[name] for name in own) for own in names]
-    devices = math.prod(tiles) * math.prod(sizes[name] for name in copies)
-    share = -(-sum(counts) // devices)
-    x = jnp.pad(x, ((0, share * devices - len(x)), *((0, 0),) * (x.ndim - 1)))
-
-    x = _own_share(x, copies, share * math.prod(tiles))
-    whole = _joined(_exchanged(x, parts), tiles, len(first.axes.rows))
-    whole = _in_turns(function, whole, operands)
-    x = _exchanged(_cut(whole, tiles, locals_[0]), parts)
-    if copies:
-        x = lax.all_gather(x, copies, axis=0, tiled=True)
-    ends = [sum(counts[: k + 1]) for k in range(len(counts))]
-    results = jnp.split(x[: ends[-1]], ends[:-1])
-    return [
-        _placed_back(stack, result, _shard_shape(stack))
-        for stack, result in zip(stacks, results, strict=True)
-    ]
-
-
-def _shard_shape(stack: Stack) -> Shape:
-    assert stack.sharding is not None
-    return stack.sharding.shard_shape(stack.shape)
-
-
-def _own_share(x: jax.Array, copies: tuple[str, ...], count: int) -> jax.Array:
-    """Of matrices that several devices have, those that are this one's to compute."""
-    if not copies:
-        return x
-    return lax.dynamic_slice_in_dim(x, lax.axis_index(copies) * count, count)
-
-
-def _exchanged(x: jax.Array, parts: tuple[str, ...]) -> jax.Array:
-    """Its k-th share to the k-th device; and in the same order, what all sent here."""
-    if not parts:
-        return x
-    return lax.all_to_all(x, parts, split_axis=0, concat_axis=0, tiled=True)
-
-
-def _joined(x: jax.Array, tiles: Sequence[int], rows: int) -> jax.Array:
-    """Whole matrices (count, rows, columns), from the parts of each device."""
-    parts = math.prod(tiles)
-    x = x.reshape(*tiles, len(x) // parts, *x.shape[1:])
-    n = len(tiles)
-    # The tiles of an axis, before what is within a tile.
-    x = x.transpose(n, *(k for tile in range(n) for k in (tile, n + 1 + tile)))
-    lengths = [x.shape[2 * k + 1] * x.shape[2 * k + 2] for k in range(n)]
-    return x.reshape(len(x), math.prod(lengths[:rows]), math.prod(lengths[rows:]))
-
-
-def _cut(x: jax.Array, tiles: Sequence[int], local: Shape) -> jax.Array:
-    """The inverse of `_joined`."""
-    n = len(tiles)
-    pairs = (k for pair in zip(tiles, local, strict=True) for k in pair)
-    x = x.reshape(len(x), *pairs)
-    outside = range(1, 2 * n + 1, 2)
-    x = x.transpose(*outside, 0, *(k + 1 for k in outside))
-    return x.reshape(-1, *local)
+def _own(values: np.ndarray, over: Over) -> Any:
+    """Of one number for each bin, that of this device's."""
+    if np.all(values == values[0]):
+        return int(values[0])
+    return jnp.asarray(values, jnp.int32)[over.bin]

@@ -26,10 +26,11 @@ from ..stepping.tasks import Work
 from ..storage.muon import MuonState
 from ..storage.tree import BOOLS, NUMBERS, Leaves, spread
 from .choice import Axes, matrices_in
-from .exchange import Stack, whole_matrices
 from .newton_schulz import Iterations, orthogonalized
 from .options import by_path, function_of, of_mu
 from .passes import directions, joined, writing
+from .stack import Stack
+from .whole import whole_matrices
 
 
 @dataclass(frozen=True)
