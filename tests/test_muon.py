@@ -1,6 +1,5 @@
 """Muon: what it equals, where it runs, and what it refuses."""
 
-import functools
 import inspect
 import re
 from typing import Any
@@ -11,70 +10,11 @@ import numpy as np
 import optax
 import optax.contrib
 import pytest
-from _compiled import collectives
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
+from matrices import NUMBERS, SHAPES, STEPS, expect_near, values
 from optax.contrib import MuonDimensionNumbers as Numbers
 
 from octavo import optim
 from octavo.optim.matrices.whole import LARGEST
-
-STEPS = 20
-SHAPES: dict[str, tuple[int, ...]] = {
-    **{f"layer_{k}/kernel": (64, 128) for k in range(3)},
-    "down": (128, 64),
-    "odd": (33, 17),
-    "replicated": (64, 64),
-    "stack": (8, 32, 64),
-    "heads": (64, 4, 16),
-    "embed": (128, 32),
-    "bias": (128,),
-}
-SPECS = {
-    **{f"layer_{k}/kernel": P("d", "m") for k in range(3)},
-    "down": P(None, "m"),
-    "odd": P(),
-    "replicated": P(),
-    "stack": P("d", None, "m"),
-    "heads": P("d", "m", None),
-    "embed": P("d"),
-    "bias": P("m"),
-}
-NUMBERS: dict[str, Any] = {
-    **{name: Numbers() for name, shape in SHAPES.items() if len(shape) == 2},
-    "stack": Numbers(1, 2),
-    "heads": Numbers(0, (1, 2)),
-    "embed": None,
-    "bias": None,
-}
-
-
-def values(seed: int, scale: float = 1.0) -> dict[str, jax.Array]:
-    rng = np.random.default_rng(seed)
-    shapes = SHAPES.items()
-    return {k: jnp.asarray(scale * rng.normal(size=s), jnp.float32) for k, s in shapes}
-
-
-def stepped(
-    tx: Any, params: Any, steps: int = STEPS, donate: Any = (0, 1)
-) -> tuple[Any, Any]:
-    """The parameters and the state after some steps."""
-    step = jax.jit(lambda p, s, g: optim.step(tx, g, s, p), donate_argnums=donate)
-    state = tx.init(params)
-    shardings = jax.tree.map(lambda p: p.sharding, params)
-    params = jax.tree.map(jnp.copy, params)
-    for k in range(steps):
-        params, state = step(params, state, jax.device_put(values(k + 1), shardings))
-    return params, state
-
-
-def expect_near(ours: Any, theirs: Any, start: Any, tolerance: float) -> None:
-    """Differences, as shares of the largest move of each leaf."""
-    for name, p in start.items():
-        move = np.max(np.abs(np.asarray(theirs[name]) - np.asarray(p)))
-        error = np.max(np.abs(np.asarray(ours[name]) - np.asarray(theirs[name])))
-        assert error <= tolerance * move, (name, error / move)
-
 
 # ------------------------------------------------------------------ optax, 32 bits
 
@@ -276,105 +216,6 @@ def test_products_in_bfloat16() -> None:
         steps.append(after["w"])
     error = np.linalg.norm(steps[1] - steps[0]) / np.linalg.norm(steps[0])
     assert 1e-3 < error < 0.1  # docs/optimizers/muon.md says .06
-
-
-# -------------------------------------------------------------------------- meshes
-
-TYPES = {"auto": AxisType.Auto, "explicit": AxisType.Explicit}
-
-
-def placed(axes: str, shape: tuple[int, int], names: Any = SHAPES) -> Any:
-    mesh = jax.make_mesh(shape, ("d", "m"), axis_types=(TYPES[axes],) * 2)
-    where = {k: NamedSharding(mesh, SPECS[k]) for k in names}
-    return jax.device_put({k: values(0, 0.1)[k] for k in names}, where)
-
-
-@functools.cache
-def _alone() -> tuple[Any, Any]:
-    here = jax.device_put(values(0, 0.1), jax.devices()[0])
-    return stepped(_decaying().bind(here), here, 2)
-
-
-def _decaying() -> Any:
-    return optim.muon(
-        0.1, muon_weight_dimension_numbers=NUMBERS, min_shards=8, weight_decay=0.1
-    )
-
-
-@pytest.mark.parametrize(
-    ("axes", "shape"), [("auto", (4, 2)), ("auto", (8, 1)), ("explicit", (2, 4))]
-)
-def test_numbers_do_not_depend_on_the_mesh(axes: str, shape: tuple[int, int]) -> None:
-    params = placed(axes, shape)
-    tx = _decaying()
-    alone, one = _alone()
-    many, other = stepped(tx.bind(params) if axes == "auto" else tx, params, 2)
-    jax.tree.map(np.testing.assert_array_equal, one.muon.mu, other.muon.mu)
-    expect_near(many, alone, values(0, 0.1), 1e-5)
-    assert all(
-        p.sharding.is_equivalent_to(q.sharding, p.ndim)
-        for p, q in zip(many.values(), params.values(), strict=True)
-    )
-
-
-def compiled(tx: Any, params: Any) -> dict[str, int]:
-    """Collectives of a step."""
-    shapes = jax.eval_shape(tx.init, params)
-    if isinstance(shapes, optim.MuonState):
-        state = jax.device_put(tx.init(params), optim.state_sharding(tx, params))
-    else:
-        state = tx.init(params)
-    step = jax.jit(lambda p, s, g: optim.step(tx, g, s, p))
-    return collectives(step.lower(params, state, params).compile().as_text())
-
-
-def test_two_exchanges_for_each_group() -> None:
-    equal = [k for k in SHAPES if k.startswith("layer")]
-    params = placed("auto", (4, 2), equal)
-    assert compiled(optim.muon(0.1).bind(params), params) == {"all-to-all": 2}
-    params = placed("auto", (4, 2), [*equal, "heads", "bias"])
-    tx = optim.muon(
-        0.1, muon_weight_dimension_numbers=lambda p: {k: NUMBERS[k] for k in p}
-    )
-    assert compiled(tx.bind(params), params) == {"all-to-all": 4}
-    # Whole on some devices: results are gathered there.
-    params = placed("auto", (4, 2), ["down"])
-    found = compiled(optim.muon(0.1).bind(params), params)
-    assert found == {"all-to-all": 2, "all-gather": 1}
-
-
-def test_layers_on_devices_of_their_own_stay_there() -> None:
-    params = placed("auto", (8, 1), ["stack"])
-    tx = optim.muon(0.1, layer_axes=0).bind(params)
-    assert compiled(tx, params) == {}
-
-
-def test_finer_states_gather_parameters_alone() -> None:
-    mesh = jax.make_mesh((8, 1), ("d", "m"), axis_types=(AxisType.Auto,) * 2)
-    everywhere = NamedSharding(mesh, P())
-    params = {f"w{k}": jnp.ones((256, 64)) for k in range(8)}
-    params = jax.device_put(params, everywhere)
-    tx = optim.muon(0.1, state_sharding="d").bind(params)
-    found = compiled(tx, params)
-    assert set(found) == {"all-to-all", "all-gather"} and found["all-to-all"] == 2
-
-
-@pytest.mark.parametrize("axes", TYPES)
-def test_too_large_matrices_are_left_to_xla(axes: str) -> None:
-    params = placed(axes, (4, 2), ["layer_0/kernel"])
-    alone = optim.muon(0.1)
-    start = {"layer_0/kernel": values(0, 0.1)["layer_0/kernel"]}
-    grads = {"layer_0/kernel": values(1)["layer_0/kernel"]}
-    want, _ = alone.step(grads, alone.init(start), start)
-    most = 64 * 128 - 1 - list(TYPES).index(axes)  # equal warnings are given once
-    tx = optim.muon(0.1, max_matrix_size=most)
-    tx = tx.bind(params) if axes == "auto" else tx
-    where = jax.tree.map(lambda p: p.sharding, params)
-    with pytest.warns(UserWarning, match=rf"layer_0/kernel.*max_matrix_size={most}"):
-        found, _ = jax.jit(tx.step)(
-            jax.device_put(grads, where), tx.init(params), params
-        )
-    expect_near(found, want, start, 1e-5)
 
 
 def test_explain_names_what_runs() -> None:

@@ -17,13 +17,15 @@ from jax import lax
 
 from .bins import Kind, Run, length, shared_out
 from .choice import Shape
-from .stack import LANES, Stack, Tiling
+from .stack import TILE, Stack, Tiling
 
 # Of a stack of matrices (count, rows, columns), with operands; elementwise in count.
 OfMatrices: TypeAlias = Callable[..., jax.Array]
 
 # Smaller ones are computed at once, this many values of them.
 _AT_ONCE = 2**22
+# Of a row of what is sent.
+_ROW = TILE[1]
 # In each round a device sends this many values, or whole matrices for all devices.
 _IN_A_ROUND = 2**27
 # Moving a value takes about as long as products with matrices of this many rows.
@@ -69,7 +71,7 @@ class Group:
         (rows, columns), unit = self.tiling.whole, self.unit
         cost = unit * rows * columns * (min(rows, columns) + _MOVING)
         values = unit * self.tiling.values
-        return Kind(-(-sum(self.counts) // unit), cost, -(-values // LANES))
+        return Kind(-(-sum(self.counts) // unit), cost, -(-values // _ROW))
 
     def units(self, matrices: Sequence[jax.Array]) -> jax.Array:
         """A device's parts of them, (units, rows, values), of (count, *local) each."""
@@ -87,13 +89,17 @@ class Group:
     def of_one(self, function: OfMatrices, x: jax.Array, operands: Any) -> jax.Array:
         """The function of one unit, (devices, rows, values)."""
         x = self._values(x).reshape(len(x), self.unit, -1)
-        found = self.tiling.cut(function(self.tiling.joined(x), *operands))
+        # Else XLA would choose an order in memory that suits the first product, and
+        # copy matrices to and fro.
+        whole = lax.optimization_barrier(self.tiling.joined(x))
+        whole = lax.optimization_barrier(function(whole, *operands))
+        found = self.tiling.cut(whole)
         return self._rows(found.reshape(len(found), -1))
 
     def _rows(self, x: jax.Array) -> jax.Array:
         size = self.kind.size
-        x = jnp.pad(x, ((0, 0), (0, size * LANES - x.shape[1])))
-        return x.reshape(len(x), size, LANES)
+        x = jnp.pad(x, ((0, 0), (0, size * _ROW - x.shape[1])))
+        return x.reshape(len(x), size, _ROW)
 
     def _values(self, x: jax.Array) -> jax.Array:
         return x.reshape(len(x), -1)[:, : self.unit * self.tiling.values]
@@ -137,7 +143,7 @@ def exchanged(
     ]
     starts = [0] * len(groups)
     found: list[list[jax.Array]] = [[] for _ in groups]
-    for runs in shared_out(kinds, over.bins, _IN_A_ROUND // LANES):
+    for runs in shared_out(kinds, over.bins, _IN_A_ROUND // _ROW):
         ends = [
             s + sum(r.bins * r.counts[k] for r in runs) for k, s in enumerate(starts)
         ]
@@ -215,9 +221,7 @@ def _sent(runs: Sequence[Run], kinds: Sequence[Kind], units: Any) -> jax.Array:
         pieces = []
         for k, (n, x) in enumerate(zip(run.counts, units, strict=True)):
             end = starts[k] + run.bins * n
-            pieces.append(
-                x[starts[k] : end].reshape(run.bins, n * kinds[k].size, LANES)
-            )
+            pieces.append(x[starts[k] : end].reshape(run.bins, n * kinds[k].size, _ROW))
             starts[k] = end
         own = jnp.concatenate(pieces, axis=1)
         found.append(jnp.pad(own, ((0, 0), (0, rows - own.shape[1]), (0, 0))))
@@ -235,7 +239,7 @@ def _received(
         for own, n, kind in zip(found, run.counts, kinds, strict=True):
             end = start + n * kind.size
             if n:
-                own.append(x[first:last, start:end].reshape(-1, kind.size, LANES))
+                own.append(x[first:last, start:end].reshape(-1, kind.size, _ROW))
             start = end
         first = last
     return found

@@ -105,18 +105,25 @@ def orthogonalized(x: jax.Array, how: Iterations, eps: jax.Array) -> jax.Array:
     """
     given = x
     x = x if how.dtype is None else x.astype(how.dtype)
-    tall = x.shape[-2] > x.shape[-1]
-    x = x.mT if tall else x
     x, gram = _preconditioned(x, how.preconditioning, eps)
     for c in how.coefficients:
-        gram = _product(x, x.mT) if gram is None else gram
-        square = _product(gram, gram)
-        x = c[0] * x + _product(c[1] * gram + c[2] * square, x)
+        gram = _gram(x) if gram is None else gram
+        factor = c[1] * gram + c[2] * _product(gram, gram)
+        x = c[0] * x + (_product(x, factor) if _is_tall(x) else _product(factor, x))
         gram = None
-    x = (x.mT if tall else x).astype(given.dtype)
+    x = x.astype(given.dtype)
     if how.adaptive:
         x = jnp.sum(given * x, axis=(-2, -1), keepdims=True) * x
     return x
+
+
+def _is_tall(x: jax.Array) -> bool:
+    return x.shape[-2] > x.shape[-1]
+
+
+def _gram(x: jax.Array) -> jax.Array:
+    """x x', or x' x where that is smaller."""
+    return _product(x.mT, x) if _is_tall(x) else _product(x, x.mT)
 
 
 def _product(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -126,7 +133,7 @@ def _product(a: jax.Array, b: jax.Array) -> jax.Array:
 def _preconditioned(
     x: jax.Array, how: str, eps: jax.Array
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Matrices whose singular values are at most 1; and their x x', where it is known.
+    """Matrices whose singular values are at most 1; and their Gram matrices, if known.
 
     Frobenius' norm is taken in float32: in 16 bits it would be off by percents.
     """
@@ -137,12 +144,13 @@ def _preconditioned(
             wide, ord=2 if how == "spectral" else "fro", axis=(-2, -1), keepdims=True
         )
         return (wide / (norm + eps)).astype(x.dtype), None
-    gram = _product(x, x.mT)
+    gram = _gram(x)
     wide = gram.astype(jnp.float32)
-    if how == "aol":  # arXiv 2512.04632: for each row
+    if how == "aol":  # arXiv 2512.04632: for each row of the smaller side
         size = jnp.sum(jnp.abs(wide), axis=-1, keepdims=True)
     else:  # Schatten's 4-norm, arXiv 2506.10935
         size = jnp.linalg.norm(wide, axis=(-2, -1), keepdims=True)
     s = jax.lax.rsqrt(jnp.maximum(size, eps))
     scaled = (wide * s * s.mT).astype(x.dtype)
-    return (x.astype(jnp.float32) * s).astype(x.dtype), scaled
+    wide = x.astype(jnp.float32) * (s.mT if _is_tall(x) else s)
+    return wide.astype(x.dtype), scaled

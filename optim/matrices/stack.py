@@ -11,7 +11,9 @@ from ..sharding.geometry import padded_spec
 from ..storage.shards import mesh_axes
 from .choice import Axes, Shape
 
-LANES = 128
+# A TPU has matrices in tiles, and XLA moves whole ones where shapes say so:
+# docs/decisions.md, "Muon: whole matrices in bins".
+TILE = (8, 128)
 
 
 @dataclass(frozen=True)
@@ -110,48 +112,49 @@ class Tiling:
         return math.prod(self.local)
 
     @property
-    def _lanes(self) -> int:
-        last = self.local[-1]
-        return LANES if last % LANES == 0 else last
-
-    def flat(self, x: jax.Array) -> jax.Array:
-        """Parts (count, values), of (count, *local), as they are sent.
-
-        In columns as wide as a TPU's tiles, which are then moved whole.
-        """
-        x = x.reshape(len(x), -1, self.local[-1] // self._lanes, self._lanes)
-        return x.transpose(0, 2, 1, 3).reshape(len(x), -1)
-
-    def parts(self, x: jax.Array) -> jax.Array:
-        """The inverse of `flat`."""
-        x = x.reshape(len(x), self.local[-1] // self._lanes, -1, self._lanes)
-        return x.transpose(0, 2, 1, 3).reshape(-1, *self.local)
+    def _split(self) -> list[int]:
+        """A part's axes, the last two each as tiles and what is within a tile."""
+        *others, r, c = self.local
+        tile = [size if n % size == 0 else n for n, size in zip((r, c), TILE, strict=True)]
+        return [*others, r // tile[0], tile[0], c // tile[1], tile[1]]
 
     @property
     def _sent(self) -> list[int]:
-        """The shape of matrices, but for their count: mesh axes, and axes of a part."""
-        *others, last = self.local
-        return [*self.sizes, last // self._lanes, *others, self._lanes]
+        """In which order their values are sent: columns of tiles, one after another."""
+        n = len(self.local)
+        return [n, *range(n), n + 1]
+
+    def flat(self, x: jax.Array) -> jax.Array:
+        """Parts (count, values) as they are sent, of (count, *local)."""
+        x = x.reshape(len(x), *self._split)
+        return x.transpose(0, *(k + 1 for k in self._sent)).reshape(len(x), -1)
+
+    def parts(self, x: jax.Array) -> jax.Array:
+        """The inverse of `flat`."""
+        x = x.reshape(len(x), *(self._split[k] for k in self._sent))
+        order = [self._sent.index(k) + 1 for k in range(len(self._sent))]
+        return x.transpose(0, *order).reshape(-1, *self.local)
 
     @property
-    def _order(self) -> list[int]:
-        """Of the axes of `_sent`, with the count after those of the mesh."""
-        m = len(self.sizes)
+    def _devices(self) -> list[int]:
+        """What all devices sent is (mesh axes, count, a part): count, rows, columns."""
+        m, n = len(self.sizes), len(self.local)
+        own = [[k] for k in range(n - 2)] + [[n - 2, n - 1], [n, n + 1]]
         order = [m]
-        for k, own in enumerate(self.axes[:-1]):
-            order += [*own, m + 2 + k]
-        return [*order, *self.axes[-1], m + 1, m + 1 + len(self.axes)]
+        for over, axes in zip(self.axes, own, strict=True):
+            order += [*over, *(m + 1 + self._sent.index(k) for k in axes)]
+        return order
 
     def joined(self, x: jax.Array) -> jax.Array:
-        """Matrices (count, rows, columns), of what devices sent: (devices, count, -1)."""
-        shape, m = self._sent, len(self.sizes)
-        x = x.reshape(*shape[:m], x.shape[1], *shape[m:])
-        return x.transpose(self._order).reshape(-1, *self.whole)
+        """Matrices (count, rows, columns), of (devices, count, values)."""
+        part = [self._split[k] for k in self._sent]
+        x = x.reshape(*self.sizes, x.shape[1], *part)
+        return x.transpose(self._devices).reshape(-1, *self.whole)
 
     def cut(self, x: jax.Array) -> jax.Array:
         """The inverse of `joined`."""
-        shape, m, order, count = self._sent, len(self.sizes), self._order, len(x)
-        shape.insert(m, count)
+        order, count = self._devices, len(x)
+        shape = [*self.sizes, count, *(self._split[k] for k in self._sent)]
         x = x.reshape([shape[k] for k in order])
         x = x.transpose([order.index(k) for k in range(len(order))])
         return x.reshape(math.prod(self.sizes), count, self.values)
