@@ -115,8 +115,10 @@ class Tiling:
     def _split(self) -> list[int]:
         """A part's axes, the last two each as tiles and what is within a tile."""
         *others, r, c = self.local
-        tile = [size if n % size == 0 else n for n, size in zip((r, c), TILE, strict=True)]
-        return [*others, r // tile[0], tile[0], c // tile[1], tile[1]]
+        high, wide = TILE
+        high = high if r % high == 0 else r
+        wide = wide if c % wide == 0 else c
+        return [*others, r // high, high, c // wide, wide]
 
     @property
     def _sent(self) -> list[int]:
