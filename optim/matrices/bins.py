@@ -2,10 +2,12 @@
 
 import heapq
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 
-class Kind(NamedTuple):
+@dataclass(frozen=True)
+class Kind:
     """Equal things that are shared out whole.
 
     Attributes:
