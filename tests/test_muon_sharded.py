@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 from typing import Any
 
 import jax
@@ -81,6 +82,23 @@ def test_two_exchanges_for_all_matrices() -> None:
     params = placed("auto", (4, 2), ["down"])
     found = compiled(optim.muon(0.1).bind(params), params)
     assert found == {"all-to-all": 2, "all-gather": 1}
+
+
+def test_what_is_computed_in_16_bits_travels_in_16() -> None:
+    params = placed("auto", (4, 2), ["layer_0/kernel", "layer_1/kernel"])
+    grads = {k: jax.device_put(values(1)[k], p.sharding) for k, p in params.items()}
+    steps = []
+    for dtype in (None, jnp.bfloat16):
+        tx = optim.muon(0.1, ns_dtype=dtype).bind(params)
+        state = tx.init(params)
+        text = jax.jit(tx.step).lower(grads, state, params).as_text()
+        sent = set(re.findall(r"all_to_all.*-> tensor<\S*x(\w+)>", text))
+        assert sent == {"f32" if dtype is None else "bf16"}
+        updates, _ = jax.jit(tx.update)(grads, state, params)
+        assert all(u.dtype == jnp.float32 for u in updates.values())
+        steps.append(updates["layer_0/kernel"])
+    error = np.linalg.norm(steps[1] - steps[0]) / np.linalg.norm(steps[0])
+    assert 1e-3 < error < 0.1  # as on one device
 
 
 def test_large_exchanges_go_in_rounds(monkeypatch: pytest.MonkeyPatch) -> None:

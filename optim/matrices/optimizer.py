@@ -257,6 +257,8 @@ class MatrixOptimizer(Stepper):
         given = (how.eps,) if rms is None else (how.eps, rms)
         rows = zip(axes, step.work, strict=True)
         stacks = [Stack(own, w.program.storage.shape, w.sharding) for own, w in rows]
+        if how.iterations.dtype is not None:  # before they travel
+            directions = [x.astype(how.iterations.dtype) for x in directions]
         return whole_matrices(
             _Direction(how.iterations),
             stacks,

@@ -48,7 +48,10 @@ def writing(step: Step, directions: Sequence[jax.Array]) -> Step:
             rule=replace(DESCENT, decay=w.program.rule.decay),
             storage=replace(w.program.storage, slots=()),
         )
-        work.append(w._replace(program=program, backend=None))
+        if not program.in_place:  # updates are of the gradient's type
+            direction = direction.astype(w.dtypes[0])
+        dtypes = (direction.dtype, *w.dtypes[1:])
+        work.append(w._replace(program=program, backend=None, dtypes=dtypes))
         leaves.append(Leaf(direction, leaf.p, (), (), leaf.remainder))
         scalars.append(s._replace(rule=(), clip=None, clip_value=None))
     return step._replace(work=work, leaves=leaves, scalars=scalars)
