@@ -14,7 +14,6 @@ from matrices import NUMBERS, SHAPES, STEPS, expect_near, values
 from optax.contrib import MuonDimensionNumbers as Numbers
 
 from octavo import optim
-from octavo.optim.matrices.whole import LARGEST
 
 # ------------------------------------------------------------------ optax, 32 bits
 
