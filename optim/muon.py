@@ -70,6 +70,16 @@ MUON = Rule(
 )
 
 
+_ORTHOGONAL = replace(MUON, slots=(Slot("mu", signed=True, orthogonal=True),))
+_LARGEST_BETA = 0.98  # up to which `Even8` decays as it should
+
+
+def _rule(beta: Any) -> Rule:
+    """How momentum is stored must not depend on what is known within `jit` alone."""
+    known = isinstance(beta, int | float)
+    return _ORTHOGONAL if known and beta <= _LARGEST_BETA else MUON
+
+
 @with_options
 def muon(
     learning_rate: optax.ScalarOrSchedule,
@@ -91,7 +101,7 @@ def muon(
     consistent_rms: float | None = 0.2,
     muon_mask: Any = None,
     ns_dtype: Any = None,
-    max_matrix_size: int = LARGEST,
+    max_matrix_size: int | None = None,
     **options: Unpack[Options],
 ) -> Transformation:
     r"""Muon for hidden matrices, with a momentum of 8 bits, and AdamW for the rest.
@@ -141,7 +151,7 @@ def muon(
       ns_dtype: type in which products of Newton-Schulz are computed, with sums in
         float32. Default None: that of the gradients.
       max_matrix_size: values in a matrix that one device may compute; XLA partitions
-        the products of larger ones. Default 2**28, a GiB in float32.
+        the products of larger ones. Default None: 2**28, a GiB in float32.
       **options: how state is stored and where the step runs, see
         `octavo.optim.Options`, but `max_unorm`, `paged`, `percentile_clipping` and
         `record_norms`.
@@ -152,8 +162,8 @@ def muon(
     Raises:
       ValueError: for a value outside its range, or one that does not fit a leaf.
 
-    State: 1.0625 bytes per parameter of matrices (`state="8bit"`, blocks of 32), 4 in
-    32 bits; 2.125 and 8 of all others.
+    State: 1.0156 bytes per parameter of matrices (`state="8bit"`, blocks of 128), 4 in
+    32 bits; 2.125 and 8 of all others. Where beta exceeds 0.98, or is an array, 1.0625.
 
     References:
       Jordan et al., Muon: An optimizer for hidden layers in neural networks, 2024.
@@ -176,7 +186,8 @@ def muon(
     check_positive(consistent_rms=consistent_rms)
     if is_number(weight_decay):
         check_not_negative(weight_decay=weight_decay)
-    check_int("max_matrix_size", max_matrix_size)
+    largest = LARGEST if max_matrix_size is None else max_matrix_size
+    check_int("max_matrix_size", largest)
     if muon_mask is not None and muon_weight_dimension_numbers is not None:
         raise ValueError(
             "muon_mask with muon_weight_dimension_numbers, which already has None for "
@@ -188,11 +199,12 @@ def muon(
     numbers = MuonNumbers(beta, nesterov), AdamNumbers(adam_b1, adam_b2, eps)
     masks = {"mask": weight_decay_mask, "adapt_mask": None}
     free = {"mask": None, "adapt_mask": None}
+    rule = _rule(beta)
     made = MatrixOptimizer(
-        Optimizer(MUON, numbers[0], learning_rate, settings, weight_decay, masks),
+        Optimizer(rule, numbers[0], learning_rate, settings, weight_decay, masks),
         Optimizer(adam, numbers[1], second, settings, adam_weight_decay, free),
         settings,
-        Orthogonal(how, eps, consistent_rms, max_matrix_size),
+        Orthogonal(how, eps, consistent_rms, largest),
         Arguments(muon_weight_dimension_numbers, muon_mask),
     )
     return Transformation(made)

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias, TypedDict, TypeVar, cast
 import jax
 import numpy as np
 
-from octavo.pallas_kernels import BACKENDS, FORMATS, SLOW, WEIGHTS, Format, Slot
+from octavo.pallas_kernels import BACKENDS, FORMATS, ORTHOGONAL, SLOW, WEIGHTS, Format, Slot
 
 from .checks import (
     check_block_size,
@@ -143,7 +143,7 @@ class Settings:
     state: Any = "8bit"
     weights: PerLeaf[str | None] = None
     min_quantized_size: int = 4096
-    block_size: PerLeaf[int] = 32
+    block_size: PerLeaf[int | None] = None
     block_axis: PerLeaf[int | None] = None
     min_shards: PerLeaf[int] = 1
     layer_axes: Any = None
@@ -184,7 +184,7 @@ class Settings:
             formats_of(settings.state, slots)
         if not is_by_leaf(settings.weights):
             check_weights(settings.weights)
-        if not is_by_leaf(settings.block_size):
+        if settings.block_size is not None and not is_by_leaf(settings.block_size):
             check_block_size(settings.block_size, "")
         if not is_by_leaf(settings.min_shards):
             check_shards(settings.min_shards, "")
@@ -285,14 +285,14 @@ def formats_of(
         )
     for name in state.values():
         _check_format(name, path)
-    chosen = (
-        SLOW.get(state[slot.name], state[slot.name]) if slot.slow else state[slot.name]
-        for slot in slots
-    )
-    return tuple(
-        FORMATS[name](slot.signed, slot.relative_to is not None)
-        for name, slot in zip(chosen, slots, strict=True)
-    )
+    return tuple(_format_of(state[slot.name], slot) for slot in slots)
+
+
+def _format_of(name: str, slot: Slot) -> Format:
+    if slot.orthogonal and name in ORTHOGONAL:
+        return ORTHOGONAL[name]
+    stored = SLOW.get(name, name) if slot.slow else name
+    return FORMATS[stored](slot.signed, slot.relative_to is not None)
 
 
 def embeddings_in_32bit(path: str) -> str:

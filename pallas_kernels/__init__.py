@@ -9,6 +9,7 @@ from .backends import choose as choose
 from .backends import run as run
 from .backends import run_all as run_all
 from .formats import FORMATS as FORMATS
+from .formats import ORTHOGONAL as ORTHOGONAL
 from .formats import SLOW as SLOW
 from .formats import Float32 as Float32
 from .formats import Format as Format

@@ -40,6 +40,8 @@ class Slot(NamedTuple):
         own noise: see `SLOW` of the formats.
       nearest: whether unbiased formats round it to the nearest, too: a running maximum
         of noisy codes would grow.
+      orthogonal: whether steps are the singular vectors of matrices of it, so that
+        errors count in all directions alike: see `ORTHOGONAL` of the formats.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Slot(NamedTuple):
     relative_to: str | None = None
     slow: bool = False
     nearest: bool = False
+    orthogonal: bool = False
 
 
 class Norms(NamedTuple):

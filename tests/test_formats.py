@@ -10,30 +10,32 @@ import pytest
 from octavo import optim
 from octavo.pallas_kernels import FORMATS as KERNEL_FORMATS
 from octavo.pallas_kernels import Format, numbered
-from octavo.pallas_kernels.formats import Bits8, Linear8, MuLaw, widened
+from octavo.pallas_kernels.formats import Bits8, Even8, Linear8, MuLaw, widened
 from octavo.pallas_kernels.rounding import NEAREST, NOISE_BITS
 
-from cases import FORMATS, RELATIVE, SIGNED, UNSIGNED, FormatCase
+from cases import EVEN8, FORMATS, RELATIVE, SIGNED, UNSIGNED, FormatCase
 
 TINY = float(np.finfo(np.float32).tiny)
 UNIT = 1 << NOISE_BITS  # noise that is one code
 _WORDS = {SIGNED: "signed", RELATIVE: "relative", UNSIGNED: "unsigned"}
-LEAST = 2.0**-100  # scale of linear8, ratio8, mulaw8 and mulaw16
-# Of mulaw8 and mulaw16: steps in each octave of y, and y of the largest; 1 is zero's.
-STEPS, TOPS = {8: 32, 16: 2048}, {8: 15.75, 16: 2.0**16 - 2.0**4}
+LEAST = 2.0**-100  # scale of all formats of signed slots but dynamic8
+# Of those by mu-law: steps in each octave of y, and y of the largest; 1 is zero's.
+MULAWS: list[MuLaw] = [MuLaw(8), MuLaw(16), Even8()]
+STEPS = dict(zip(MULAWS, (32, 2048, 64), strict=True))
+TOPS = dict(zip(MULAWS, (15.75, 2.0**16 - 2.0**4, 4 - 2.0**-5), strict=True))
 # Each format once, with its promise, and whether its values may be negative.
 CASES: dict[str, tuple[Format, FormatCase, bool]] = {
     f"{name} {_WORDS[kind]}": (KERNEL_FORMATS[name](*kind), promise, kind[0])
     for name, kinds in FORMATS.items()
     for kind, promise in kinds.items()
     if kind != RELATIVE or KERNEL_FORMATS[name](*kind).relative
-}
+} | {"even8": (Even8(), EVEN8, True)}
 QUANTIZED = [label for label, (form, _, _) in CASES.items() if form.quantized]
 
 all_formats = pytest.mark.parametrize("label", CASES)
 quantized = pytest.mark.parametrize("label", QUANTIZED)
 linear = pytest.mark.parametrize("relative", [True, False])
-mulaw = pytest.mark.parametrize("width", [8, 16])
+mulaw = pytest.mark.parametrize("fmt", MULAWS, ids=lambda fmt: fmt.name)
 
 
 def encoded(fmt: Format, x: Any, noise: Any = NEAREST) -> tuple[jax.Array, jax.Array]:
@@ -64,16 +66,16 @@ def unit(fmt: Format) -> float:
     return 2.0**-12 if fmt == MuLaw(16) else 1 / UNIT
 
 
-def code_of(width: int, size: np.ndarray) -> np.ndarray:
+def code_of(fmt: MuLaw, size: np.ndarray) -> np.ndarray:
     """Codes of mulaw, and parts of one, for magnitudes relative to the largest."""
-    mantissa, exponent = np.frexp(1 + size * (TOPS[width] - 1))
-    return STEPS[width] * (exponent - 1 + 2 * mantissa - 1)
+    mantissa, exponent = np.frexp(1 + size * (TOPS[fmt] - 1))
+    return STEPS[fmt] * (exponent - 1 + 2 * mantissa - 1)
 
 
-def size_of(width: int, code: np.ndarray) -> np.ndarray:
+def size_of(fmt: MuLaw, code: np.ndarray) -> np.ndarray:
     """The inverse."""
-    octave, part = np.divmod(code, STEPS[width])
-    return (2.0**octave * (1 + part / STEPS[width]) - 1) / (TOPS[width] - 1)
+    octave, part = np.divmod(code, STEPS[fmt])
+    return (2.0**octave * (1 + part / STEPS[fmt]) - 1) / (TOPS[fmt] - 1)
 
 
 def curve(v: np.ndarray) -> np.ndarray:
@@ -199,16 +201,17 @@ LEVELS, _EQUAL = np.arange(9, 265), np.arange(-127, 128)
 _WIDE = np.arange(-32767, 32768)
 
 
-def _mulaw_book(width: int, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return codes, np.sign(codes) * size_of(width, np.abs(codes))
+def _mulaw_book(fmt: MuLaw, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return codes, np.sign(codes) * size_of(fmt, np.abs(codes))
 
 
 # Codes and their values beside a largest of 1 (bits8: of 2), ascending, in float64.
 BOOKS: dict[str, tuple[np.ndarray, np.ndarray]] = {
     "8bit relative": (_EQUAL, _EQUAL / 127),
-    "8bit signed": _mulaw_book(8, _EQUAL),
+    "8bit signed": _mulaw_book(MuLaw(8), _EQUAL),
     "8bit unsigned": (LEVELS - 137, inverse_curve(2.0**-47 * LEVELS / 264)),
-    "16bit signed": _mulaw_book(16, _WIDE),
+    "16bit signed": _mulaw_book(MuLaw(16), _WIDE),
+    "even8": _mulaw_book(Even8(), _EQUAL),
     "dynamic8 signed": dynamic_map(True),
     "dynamic8 unsigned": dynamic_map(False),
 }
@@ -366,11 +369,12 @@ def test_the_top_codes_of_linear8_with_every_scale(relative: bool, noise: int) -
 
 
 @mulaw
-def test_no_code_of_mulaw_wraps_around(width: int) -> None:
+def test_no_code_of_mulaw_wraps_around(fmt: MuLaw) -> None:
     """The factor of a block is exact to 2**-22, and two roundings of float32 follow: in
     units of mulaw16's noise 16, 4 and 2, and 3 for the two bits of it that are not
-    used. Units of mulaw8's are 64 times as large, and half of one is added at zero."""
-    fmt, exact = MuLaw(width), 25 if width == 16 else 1
+    used. Units of mulaw8's are 64 times as large, those of even8's 32 times, and half
+    of one is added at zero."""
+    exact = 25 if fmt.width == 16 else 1
     x, noise = blocks(2.0**-149, 2.0**126, 3)
     codes, scale = encoded(fmt, x, noise)
     mirrored, _ = encoded(fmt, -x, noise)
@@ -379,20 +383,23 @@ def test_no_code_of_mulaw_wraps_around(width: int) -> None:
     largest = np.maximum(x.max(axis=0, keepdims=True), LEAST).astype(float)
     assert (scale >= largest).all() and (scale <= largest * 129.0 / 128).all()
     normal = (x >= TINY) | (x == 0)  # others may count as zeros
-    levels, ends = code_of(width, x / scale) * UNIT, (0, 2 ** (width - 1) - 1)
+    levels, ends = code_of(fmt, x / scale) * UNIT, (0, 2 ** (fmt.width - 1) - 1)
+    if isinstance(fmt, Even8):  # to the nearest from code 32 on
+        normal &= np.abs(levels - 32 * UNIT) > exact
+        noise = np.where(levels < 32 * UNIT, noise, NEAREST)
     check_codes(codes, levels, noise, ends, normal, exact)
     assert (np.asarray(codes)[x == 0] == 0).all(), "zero stays zero"
 
 
 @mulaw
 @pytest.mark.parametrize("noise", [0, 1, 3, NEAREST, UNIT - 3, UNIT - 2, UNIT - 1])
-def test_the_top_codes_of_mulaw_with_every_scale(width: int, noise: int) -> None:
+def test_the_top_codes_of_mulaw_with_every_scale(fmt: MuLaw, noise: int) -> None:
     """The largest has the top code, or with the least noise the one below."""
     ends = np.asarray([LEAST, 2.0**126], np.float32).view(np.int32) >> 16
     top = (np.arange(ends[0], ends[1] + 1, dtype=np.int32) << 16).view(np.float32)
-    codes, scale = encoded(MuLaw(width), np.stack([top, -top]), noise)
+    codes, scale = encoded(fmt, np.stack([top, -top]), noise)
     np.testing.assert_array_equal(scale[0], top)
-    inward = 2 ** (width - 1) - 1 - np.abs(np.asarray(codes, int)).T
+    inward = 2 ** (fmt.width - 1) - 1 - np.abs(np.asarray(codes, int)).T
     assert ((inward >= 0) & (inward <= (noise < 4))).all()
     assert (np.sign(np.asarray(codes)).T == [1, -1]).all()
 
@@ -414,13 +421,19 @@ def test_rounding_is_unbiased(label: str, top: float) -> None:
         got, exact = curve(got), curve(exact)
     code = 2.0 ** np.floor(np.log2(np.abs(exact))) / 128
     if isinstance(fmt, MuLaw):
-        one = np.asarray(scale, float)[0, 0] / (TOPS[fmt.width] - 1)
+        one = np.asarray(scale, float)[0, 0] / (TOPS[fmt] - 1)
         octave = np.log2(1 + np.abs(exact) / one) // 1
-        code = one * 2.0**octave / STEPS[fmt.width]
+        code = one * 2.0**octave / STEPS[fmt]
     elif fmt.quantized:
         code = np.asarray(scale, float)[0, 0] / (264 if isinstance(fmt, Bits8) else 127)
     # In units of noise: 2 below the top, and 1 of float32.
-    assert (np.abs(got.mean(axis=1) - exact) <= 3 * unit(fmt) * code).all()
+    bias = np.abs(got.mean(axis=1) - exact) / code
+    nearest = np.zeros(len(x), bool)
+    if isinstance(fmt, Even8):
+        nearest = code_of(fmt, np.abs(exact) / np.asarray(scale, float)[0, 0]) >= 32
+        assert 0 < nearest.sum() < len(x) and (bias[nearest] <= 0.5).all()
+        assert all(np.unique(row).size == 1 for row in got[nearest])
+    assert (bias[~nearest] <= 3 * unit(fmt)).all()
     assert all(np.unique(row).size <= 2 for row in got)
 
 
@@ -443,6 +456,28 @@ def many_steps(
     _, state = tx.update(first, tx.init(params), params)
     state, u = jax.jit(lambda s: jax.lax.scan(step, s, keys))(state)
     return state, np.asarray(u, np.float64)
+
+
+@pytest.mark.parametrize("beta", [0.9, 0.95, 0.98])
+def test_even8_without_gradients_decays_beside_a_largest_that_does_not(
+    beta: float,
+) -> None:
+    """Codes from 32 on lose 1.1 (1 - beta = .02) or more in a step, to the nearest: in
+    their logarithm, 2/3 to 4/3 of what they should. Smaller ones are unbiased."""
+    fmt, scale = Even8(), jnp.ones((1, 1))
+    start = np.linspace(0.02, 0.99, 128)
+    noise = jax.random.randint(jax.random.key(0), (400, 128, 512), 0, UNIT)
+
+    def step(m: jax.Array, noise: jax.Array) -> tuple[jax.Array, jax.Array]:
+        codes = fmt.encode(beta * m, scale, noise).astype(fmt.dtype)
+        m = fmt.decode(widened(codes), scale)
+        return m, m.mean(axis=1)
+
+    m = jnp.broadcast_to(jnp.float32(start)[:, None], (128, 512))
+    steps = round(4 / (1 - beta))
+    way = np.asarray(jax.lax.scan(step, m, noise[:steps])[1]).sum(axis=0)
+    exact = start * beta * (1 - beta**steps) / (1 - beta)
+    assert (way / exact).min() > 2 / 3 and (way / exact).max() < 4 / 3
 
 
 @pytest.mark.parametrize("momentum", [0.9, 0.99, 0.999, 0.9999])

@@ -97,7 +97,7 @@ def _check_no_remainder(name: Any, path: str, record: Storage) -> None:
 class Blocked(NamedTuple):
     """Options of a leaf that say which values are a block."""
 
-    size: int
+    size: int | None
     axis: int | None
     layer_axes: Any
     shards: tuple[int, ...]
@@ -120,8 +120,11 @@ def _of_leaf(
     blocked: Blocked,
 ) -> Storage:
     shape, dtype = jnp.shape(leaf), np.dtype(jnp.result_type(leaf))
-    size = blocked.size
     formats = formats_of(state, slots, path)
+    size = blocked.size
+    if size is None:
+        size = max((f.block_size for f in formats), default=32)
+    blocked = blocked._replace(size=size)
     floating = jnp.issubdtype(dtype, jnp.floating)
     layers = _layers(blocked.layer_axes, shape, path)
     inside = math.prod(n for k, n in enumerate(shape) if k not in layers)

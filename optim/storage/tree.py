@@ -68,7 +68,7 @@ class Kind(NamedTuple):
 
 NUMBERS = Kind(is_number, "numbers")
 # Checked leaf by leaf, with better errors.
-SIZES = Kind(lambda x: not is_tree(x), "ints")
+SIZES = Kind(lambda x: x is None or not is_tree(x), "ints, or None")
 AXIS = Kind(lambda x: x is None or not is_tree(x), "ints, or None")
 NAMES = Kind(lambda x: x is None or isinstance(x, str), "names, or None")
 BOOLS = Kind(lambda x: isinstance(x, bool | np.bool_), "bools")

@@ -12,6 +12,7 @@ from .bits8 import Bits8 as Bits8
 from .dense import BFloat16 as BFloat16
 from .dense import Float32 as Float32
 from .dynamic8 import Dynamic8 as Dynamic8
+from .even8 import Even8 as Even8
 from .linear8 import Linear8 as Linear8
 from .mulaw import MuLaw as MuLaw
 
@@ -28,6 +29,8 @@ FORMATS: dict[str, Callable[..., Format]] = {
 # The name that is asked for -> that of the format in which a slot is stored whose decay
 # is .999 or more: it adds up 1 / (1 - decay) roundings, and 8 bits are lost in them.
 SLOW: dict[str, str] = {"8bit": "16bit"}
+# Likewise, of slots whose steps are singular vectors: errors count in all directions.
+ORTHOGONAL: dict[str, Format] = {"8bit": Even8()}
 # The numbers of formats that are written no more -> what reads them.
 _BEFORE: dict[int, Format] = {
     2: BFloat16(),  # rounded to the nearest
@@ -42,5 +45,6 @@ def numbered(number: int) -> Format:
       KeyError: if there is none.
     """
     kinds = ((True, False), (True, True), (False, False))
-    made = (make(*kind) for make in FORMATS.values() for kind in kinds)
+    made = [make(*kind) for make in FORMATS.values() for kind in kinds]
+    made += ORTHOGONAL.values()
     return (_BEFORE | {form.number: form for form in made})[number]

@@ -35,6 +35,7 @@ class Format(ABC):
       unbiased: whether `encode` uses `noise`.
       packed: codes in one stored value: 2 for codes of 4 bits in int8, the first in
         the low bits. Consecutive along the blocked axis.
+      block_size: of its blocks, where the user names none.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Format(ABC):
     relative: bool = False
     unbiased: bool = False
     packed: ClassVar[int] = 1
+    block_size: ClassVar[int] = 32
 
     def magnitude(self, x: jax.Array) -> jax.Array:
         """What the largest of a block is sought of; elementwise.
