@@ -10,7 +10,15 @@ from typing import Any, TypeAlias, TypedDict, TypeVar, cast
 import jax
 import numpy as np
 
-from octavo.pallas_kernels import BACKENDS, FORMATS, ORTHOGONAL, SLOW, WEIGHTS, Format, Slot
+from octavo.pallas_kernels import (
+    BACKENDS,
+    FORMATS,
+    ORTHOGONAL,
+    SLOW,
+    WEIGHTS,
+    Format,
+    Slot,
+)
 
 from .checks import (
     check_block_size,
