@@ -156,6 +156,8 @@ def test_few_slices_move_the_matrices_of_a_model() -> None:
     assert length(runs, kinds) == 58_720_256 and len(runs) == 6  # no device has two
     (runs,) = shared_out(kinds, 8, total)
     assert len(runs) == 1 and length(runs, kinds) == total / 8
+    rounds = shared_out(kinds, 8, 18 * 58_720_256)  # none is filled up with zeros
+    assert sum(8 * length(runs, kinds) for runs in rounds) == total
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def _rounds(kinds: Sequence[Kind], bins: int, most: int) -> list[list[int]]:
         counts, room = [0] * len(kinds), most
         for k in _dearest_first(kinds):
             taken = min(left[k], room // kinds[k].size)
-            if taken < left[k] and taken > bins:
+            if taken < left[k]:
                 taken -= taken % bins  # the rest would go to a few bins only
             if not any(counts):
                 taken = max(taken, min(left[k], bins))
