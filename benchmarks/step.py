@@ -92,10 +92,23 @@ TREES = {
 
 
 def kernel_bytes(tx: optim.Transformation, grads: Any, params: Any) -> int:
-    """Bytes that the kernels of a step read and write: their operands and results."""
+    """Bytes that the kernels of a step read and write: their operands and results.
+
+    And those of Muon's second pass, which XLA runs: it reads directions and parameters,
+    and writes these. What is between the passes is not counted.
+    """
     state = jax.eval_shape(tx.init, params)
     jaxpr = jax.make_jaxpr(tx.step)(grads, state, params).jaxpr
-    return sum(_pallas_bytes(jaxpr))
+    second = 0
+    if isinstance(state, optim.MuonState):
+        paths = set(state.muon.codes("mu").paths)
+        leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+        named = [
+            (jax.tree_util.keystr(path, simple=True, separator="/"), p)
+            for path, p in leaves
+        ]
+        second = 3 * sum(p.nbytes for path, p in named if path in paths)
+    return sum(_pallas_bytes(jaxpr)) + second
 
 
 def _pallas_bytes(jaxpr: Any) -> Iterator[int]:

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from matrices import NUMBERS, SHAPES, SPECS, expect_near, stepped, values
 
 from octavo import optim
-from octavo.optim.matrices import exchange
+from octavo.optim.matrices import exchange, whole
 from octavo.optim.matrices.bins import Kind, length, shared_out
 from octavo.optim.matrices.stack import Tiling
 
@@ -118,6 +118,27 @@ def test_large_exchanges_go_in_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     expect_near(found, once, params, 1e-6)
 
 
+@pytest.mark.parametrize("sharded", [True, False])
+def test_matrices_for_which_there_is_no_memory(
+    monkeypatch: pytest.MonkeyPatch, sharded: bool
+) -> None:
+    params = placed("auto", (4, 2), ["bias", "down", "layer_0/kernel"])
+    if not sharded:
+        params = jax.device_put(params, jax.devices()[0])
+    tx = optim.muon(0.1).bind(params)
+    # Twice 64 x 128 values and twice 64 x 64; and what comes from others: two matrices
+    # on two devices, or one on eight.
+    least = 4 * 2 * (64 * 128 + 64 * 64) + (4 * 64 * 128 if sharded else 0)
+    monkeypatch.setattr(whole, "memory_of", lambda device: least)
+    tx.init(params)
+    monkeypatch.setattr(whole, "memory_of", lambda device: least - 1)
+    with pytest.raises(ValueError, match=rf"of 128 x 64 .* {least:,} bytes .*=8191"):
+        tx.init(params)
+    optim.muon(0.1, ns_dtype=jnp.bfloat16).bind(params).init(params)
+    if sharded:
+        optim.muon(0.1, max_matrix_size=8191).bind(params).init(params)
+
+
 @given(
     kinds=st.lists(
         st.builds(
@@ -172,14 +193,14 @@ def test_few_slices_move_the_matrices_of_a_model() -> None:
 )
 def test_parts_make_whole_matrices(local: Any, axes: Any, rows: int) -> None:
     tiling = Tiling((2, 3), axes, local, rows)
-    whole = np.random.default_rng(0).normal(size=(4, *tiling.whole))
+    full = np.random.default_rng(0).normal(size=(4, *tiling.whole))
     lengths = [
         n * math.prod(tiling.sizes[k] for k in a)
         for n, a in zip(local, axes, strict=True)
     ]
     sent = []
     for device in np.ndindex(*tiling.sizes):  # the part of each, cut out by hand
-        x = whole.reshape(4, *lengths)
+        x = full.reshape(4, *lengths)
         for k, (n, own) in enumerate(zip(local, axes, strict=True)):
             first = 0
             for name in own:
@@ -190,7 +211,7 @@ def test_parts_make_whole_matrices(local: Any, axes: Any, rows: int) -> None:
         np.testing.assert_array_equal(tiling.parts(flat), part)
         sent.append(flat)
     joined = tiling.joined(jnp.stack(sent))
-    np.testing.assert_array_equal(joined, whole.astype(np.float32))
+    np.testing.assert_array_equal(joined, full.astype(np.float32))
     np.testing.assert_array_equal(tiling.cut(joined), jnp.stack(sent))
 
 

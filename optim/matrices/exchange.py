@@ -161,6 +161,33 @@ def exchanged(
     return results
 
 
+def needed(stacks: Sequence[Stack], size: int) -> int:
+    """Bytes of the largest arrays that a device has at once for these leaves.
+
+    A matrix and its next iterate, two matrices of the size of its Gram matrix, and
+    beside them all that was received in a round.
+
+    Args:
+      stacks: for each leaf; all are partitioned over the same mesh axes, or none is.
+      size: bytes of a value.
+    """
+    if stacks[0].sharding is None:
+        shapes = [stack.axes.sizes(stack.shape) for stack in stacks]
+        return size * max(_kept(min(n, at_once((r, c))), r, c) for n, r, c in shapes)
+    over = Over.of(stacks[0])
+    groups = groups_of(stacks, over.bins)
+    kinds = [group.kind for group in groups]
+    rounds = shared_out(kinds, over.bins, _IN_A_ROUND // _ROW)
+    rows = max(length(runs, kinds) for runs in rounds)
+    received = over.parts[1] * rows * _ROW if over.bins > 1 else 0
+    kept = max(_kept(group.unit, *group.tiling.whole) for group in groups)
+    return size * (received + max(received, kept))
+
+
+def _kept(count: int, rows: int, columns: int) -> int:
+    return count * 2 * (rows * columns + min(rows, columns) ** 2)
+
+
 # ---------------------------------------------------------------------- on the way
 
 

@@ -30,7 +30,7 @@ from .newton_schulz import Iterations, orthogonalized
 from .options import by_path, function_of, of_mu
 from .passes import directions, joined, writing
 from .stack import Stack
-from .whole import whole_matrices
+from .whole import check_memory, whole_matrices
 
 
 @dataclass(frozen=True)
@@ -145,8 +145,22 @@ class MatrixOptimizer(Stepper):
         """A fresh state, sharded like the parameters."""
         tree = Leaves.of(params)
         parts = self.parts(params, tree)
+        self._check_memory(parts.axes, tree)
         muon, adam = parts.split(tree)
         return MuonState(parts.muon.init(muon), parts.adam.init(adam))
+
+    def _check_memory(self, axes: Sequence[Axes | None], tree: Leaves) -> None:
+        how = self.orthogonal
+        rows = zip(axes, tree.leaves, self.places(tree).state, tree.names, strict=True)
+        chosen = [
+            (Stack(own, jnp.shape(x), where), name, how.iterations.dtype or x.dtype)
+            for own, x, where, name in rows
+            if own is not None
+        ]
+        if chosen:
+            stacks, paths, dtypes = zip(*chosen, strict=True)
+            sizes = [jnp.dtype(dtype).itemsize for dtype in dtypes]
+            check_memory(stacks, paths, sizes, how.largest)
 
     @property
     def needs_params(self) -> bool:

@@ -1,16 +1,18 @@
 """A function of whole matrices, wherever their leaves are."""
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 from jax import lax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ..checks import warn_once
+from ..sharding.budget import memory_of
 from ..sharding.geometry import is_explicit, resharded
-from .exchange import OfMatrices, Over, exchanged, in_turns
+from .exchange import OfMatrices, Over, exchanged, in_turns, needed
 from .stack import Stack
 
 LARGEST = 2**28
@@ -37,10 +39,10 @@ def whole_matrices(
     found: list[Any] = [None] * len(stacks)
     together: dict[Any, list[int]] = {}
     for k, (stack, x) in enumerate(zip(stacks, arrays, strict=True)):
-        _, rows, columns = stack.axes.sizes(stack.shape)
         if stack.sharding is None:
             found[k] = _of_leaf(function, stack, x, operands)
-        elif rows * columns > largest:
+        elif _values(stack) > largest:
+            _, rows, columns = stack.axes.sizes(stack.shape)
             warn_once(_TOO_LARGE.format(paths[k], rows, columns, largest))
             found[k] = _partitioned(function, stack, x, operands)
         else:
@@ -53,6 +55,58 @@ def whole_matrices(
     return found
 
 
+def check_memory(
+    stacks: Sequence[Stack], paths: Sequence[str], sizes: Sequence[int], largest: int
+) -> None:
+    """Whether devices have the memory for their matrices, as far as they report it.
+
+    Args:
+      stacks: for each leaf.
+      paths: of the leaves.
+      sizes: bytes of the values that are computed with.
+      largest: values in a matrix that one device may have.
+
+    Raises:
+      ValueError: if they do not.
+    """
+    together: dict[Any, list[int]] = {}
+    for k, stack in enumerate(stacks):
+        if stack.sharding is None:
+            together[k] = [k]
+        elif _values(stack) <= largest:
+            together.setdefault((stack.over, sizes[k]), []).append(k)
+    for own in together.values():
+        there = memory_of(_device(stacks[own[0]]))
+        bytes_ = needed([stacks[k] for k in own], sizes[own[0]]) if there else 0
+        if bytes_ > there:
+            k = max(own, key=lambda k: _values(stacks[k]))
+            _, rows, columns = stacks[k].axes.sizes(stacks[k].shape)
+            raise ValueError(
+                _TOO_MUCH.format(
+                    paths[k], rows, columns, bytes_, there, rows * columns - 1
+                )
+            )
+
+
+def _values(stack: Stack) -> int:
+    """In a matrix."""
+    return math.prod(stack.axes.sizes(stack.shape)[1:])
+
+
+def _device(stack: Stack) -> Any:
+    """One of those in this process that compute it."""
+    mesh = None if stack.sharding is None else stack.sharding.mesh
+    if isinstance(mesh, Mesh) and jax.process_count() == 1:
+        return mesh.devices.flat[0]
+    return jax.local_devices()[0]
+
+
+_TOO_MUCH = (
+    "{!r}: to make its matrices of {} x {} values orthogonal, a device needs {:,} "
+    "bytes beside parameters, gradients and state, and it has {:,} in all. "
+    "ns_dtype=jnp.bfloat16 takes half of what float32 does. With max_matrix_size={} "
+    "XLA partitions the products of such matrices: it takes longer, as they communicate"
+)
 _TOO_LARGE = (
     "{!r}: its matrices of {} x {} values are too large for one device (max_matrix_size"
     "={}), and XLA partitions the products of Newton-Schulz: they communicate. Where "

@@ -162,13 +162,18 @@ def reported_bytes(sharding: NamedSharding | None) -> int:
     device = mesh.devices.flat[0] if isinstance(mesh, Mesh) else here
     if jax.process_count() > 1:
         raise ValueError(_SEVERAL.format(processes=jax.process_count()))
-    try:
-        limit = (device.memory_stats() or {}).get("bytes_limit", 0)
-    except (jax.errors.JaxRuntimeError, NotImplementedError):
-        limit = 0  # a device that is only described
+    limit = memory_of(device)
     if not limit:
         raise ValueError(_SILENT.format(kind=device.device_kind))
     return limit
+
+
+def memory_of(device: Any) -> int:
+    """Bytes of a device's memory; 0 where it does not report them."""
+    try:
+        return (device.memory_stats() or {}).get("bytes_limit", 0)
+    except (jax.errors.JaxRuntimeError, NotImplementedError):
+        return 0  # a device that is only described
 
 
 _WRITE = (
