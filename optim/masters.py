@@ -17,7 +17,7 @@ from octavo.pallas_kernels import (
 )
 
 from .convert import freed, mesh_of
-from .storage.memory import put
+from .storage.memory import on_device, put
 from .storage.state import REMAINDER, State, states_in
 from .storage.table import records_of
 from .storage.tree import Leaves
@@ -134,7 +134,7 @@ def _master(p: Any, remainder: Any) -> Any:
     # Where nothing is kept of a leaf, there are zeros of another shape, or of this one.
     if remainder is None or remainder.shape != jnp.shape(p):
         return jnp.asarray(p).astype(jnp.float32)
-    return whole(p, remainder, keeping(remainder.dtype.itemsize))
+    return whole(p, on_device(remainder), keeping(remainder.dtype.itemsize))
 
 
 def whole(p: Any, remainder: Any, weights: Weights) -> jax.Array:

@@ -250,6 +250,12 @@ def check_backend(name: Any, path: str = "") -> None:
 
 def check_weights(name: Any, path: str = "") -> None:
     """Raise ValueError unless it is a way to store parameters, or None."""
+    if name is not None and name == "paged32":
+        raise ValueError(
+            f"weights={name!r}{at(path)}: float32 weights, half of them in host memory,"
+            " are parameters of bfloat16 with remainders, bit for bit, at half the "
+            "traffic. Write weights='remainder16', paged=True"
+        )
     if name is not None:
         _check_name("weights", name, WEIGHTS, path)
 

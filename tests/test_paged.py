@@ -76,12 +76,15 @@ def test_steps_are_the_same_bit_for_bit() -> None:
         found = getattr(memory, field)
         assert found == {"tail": HOST, "layers": HOST, "b": "device"}
     assert memory.remainder == {"tail": "device", "layers": HOST, "b": "device"}
+    params, state = paged
+    weights = [f(state, params) for f in (optim.masters, jax.jit(optim.masters))]
+    assert_same_bits(*weights)
+    assert_same_bits(weights[0], optim.masters(whole[1], whole[0]))
 
 
 @pytest.mark.parametrize(
     ("name", "leaf", "options"),
     [
-        ("lion", "tail", {"state": "32bit"}),
         ("lamb", "layers", {"layer_axes": 0}),
         ("lars", "tail", {"grad_clip_norm": 1.0, "skip_nonfinite": True}),
     ],
@@ -224,6 +227,8 @@ def test_what_cannot_be_paged_says_so() -> None:
         ValueError, match=r"page_bytes=1000 for 'layers': .* Write page_"
     ):
         optim.adamw(1e-3, paged=True, page_bytes=1000).bind(params).init(params)
+    with pytest.raises(ValueError, match="Write weights='remainder16', paged=True"):
+        optim.adamw(1e-3, weights="paged32")
     with pytest.raises(ValueError, match="paged=1 must be True, False or 'auto'"):
         optim.adamw(1e-3, paged=1)
     tx = optim.adamw(1e-3, paged=True)

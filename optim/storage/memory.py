@@ -4,6 +4,8 @@ from typing import Any
 
 import jax
 
+from ..checks import is_traced
+
 DEVICE = "device"
 HOST = "pinned_host"  # of the host, where its devices reach it
 
@@ -15,7 +17,13 @@ def is_on_host(x: Any) -> bool:
 
 
 def on_device(x: Any) -> Any:
-    """The same array in the memory of its devices: JAX computes nothing elsewhere."""
+    """The same array in the memory of its devices: JAX computes nothing elsewhere.
+
+    Within jit, its type says where it is.
+    """
+    if is_traced(x):
+        there = jax.typeof(x).memory_space == jax.memory.Space.Host
+        return jax.device_put(x, jax.memory.Space.Device) if there else x
     if not is_on_host(x):
         return x
     return jax.device_put(x, x.sharding.with_memory_kind(DEVICE))
