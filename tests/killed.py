@@ -1,10 +1,11 @@
 """Trains a small model that is killed again and again while it saves; then once more.
 
-    python tests/killed.py FOLDER KILLS SEED
+    python tests/killed.py FOLDER KILLS SEED [paged]
 
-One process imports everything, and forks each of those that train: they share what they
-have compiled, too. Prints a line of JSON for each kill, and leaves the last steps in
-FOLDER/killed and, of a run that nobody killed, in FOLDER/whole.
+With "paged", the state of one leaf is in host memory. One process imports everything,
+and forks each of those that train: they share what they have compiled, too. Prints a
+line of JSON for each kill, and leaves the last steps in FOLDER/killed and, of a run
+that nobody killed, in FOLDER/whole.
 """
 
 import json
@@ -14,6 +15,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,14 +28,26 @@ from octavo.optim import checkpoint
 
 STEPS = 100
 SHAPES = {"embed": (512, 64), "kernel": (64, 256), "bias": (256,)}
+PAGED = "paged" in sys.argv[4:]
+if PAGED:
+    SHAPES["embed"] = (2048, 64)
 
 
 def fresh() -> optim.TrainState:
     """The run before its first step."""
     rng = np.random.default_rng(0)
     params = {k: jnp.asarray(rng.normal(size=s), "float32") for k, s in SHAPES.items()}
-    tx = optim.adamw(optax.linear_schedule(0.01, 0.0, STEPS), grad_clip_norm=100.0)
-    return optim.TrainState.create(apply_fn=None, params=params, tx=tx)
+    rates = optax.linear_schedule(0.01, 0.0, STEPS)
+    options: dict[str, Any] = {"grad_clip_norm": 100.0}
+    if PAGED:
+        # Bound to a device, all of it: a free array would make a program of its own.
+        params = jax.device_put(params, jax.devices()[0])
+        options |= {"paged": True, "page_bytes": 200_000}
+    tx = optim.adamw(rates, **options)
+    made = optim.TrainState.create(apply_fn=None, params=params, tx=tx)
+    if PAGED:
+        made = made.replace(step=jax.device_put(jnp.int32(0), jax.devices()[0]))
+    return made
 
 
 @jax.jit
@@ -49,7 +63,8 @@ def train(folder: Path, every: int, tell: int) -> None:
     Args:
       folder: of the checkpoints.
       every: steps between two of them.
-      tell: file descriptor to which to write "restored STEP" and "saving STEP".
+      tell: file descriptor to which to write "restored STEP" and "saving STEP"; at the
+        end, how many programs there were, and where the first moment of `embed` is.
     """
     step = jax.jit(lambda s, g: s.apply_gradients(grads=g), donate_argnums=0)
     kept = ocp.CheckpointManagerOptions(max_to_keep=3)
@@ -63,6 +78,8 @@ def train(folder: Path, every: int, tell: int) -> None:
             if (n + 1) % every == 0:
                 checkpoint.save(manager, n + 1, state)
                 os.write(tell, f"saving {n + 1}\n".encode())
+        memory = state.opt_state.mu["embed"].sharding.memory_kind
+        os.write(tell, f"{step._cache_size()} {memory}\n".encode())
 
 
 def start(folder: Path, every: int) -> tuple[int, int]:
@@ -97,7 +114,9 @@ def kill(folder: Path, chance: random.Random) -> dict[str, int | None]:
     process, tells = start(folder, every=1)
     with os.fdopen(tells) as told:
         lines = []
-        if chance.random() < 0.2:  # while it starts, or restores
+        if PAGED:  # the second checkpoint is complete
+            lines = [told.readline() for _ in range(4)]
+        elif chance.random() < 0.2:  # while it starts, or restores
             time.sleep(chance.uniform(0.0, 2.0))
         else:
             lines = [told.readline() for _ in range(chance.randint(1, 3))]
@@ -110,13 +129,15 @@ def kill(folder: Path, chance: random.Random) -> dict[str, int | None]:
     return {"found": found, "restored": restored, "unfinished": unfinished}
 
 
-def finish(folder: Path) -> None:
-    """Train to the end, with one checkpoint there."""
+def finish(folder: Path) -> int:
+    """Train to the end, with one checkpoint there; tells from which step."""
     process, tells = start(folder, every=STEPS)
     with os.fdopen(tells) as told:
-        told.read()
+        first, *_, last = told.read().splitlines()
     _, status = os.waitpid(process, 0)
     assert status == 0
+    assert not PAGED or last == "1 pinned_host", last
+    return int(first.split()[1])
 
 
 def main(folder: Path, kills: int, seed: int) -> None:
@@ -125,7 +146,9 @@ def main(folder: Path, kills: int, seed: int) -> None:
     chance = random.Random(seed)
     for _ in range(kills):
         print(json.dumps(kill(folder / "killed", chance)), flush=True)
-    finish(folder / "killed")
+    resumed = finish(folder / "killed")
+    if PAGED:
+        print(json.dumps({"resumed": resumed}))
 
 
 if __name__ == "__main__":

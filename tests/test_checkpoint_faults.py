@@ -61,6 +61,18 @@ def test_killed_twenty_times(tmp_path: Path) -> None:
     assert_same_bits(last(tmp_path / "killed"), last(tmp_path / "whole"))
 
 
+@pytest.mark.filterwarnings("ignore:Sharding info not provided")
+def test_killed_with_state_in_host_memory(tmp_path: Path) -> None:
+    """It resumes there, with one program, and ends where a quiet run does."""
+    command = [sys.executable, str(KILLED), str(tmp_path), "1", "0", "paged"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    kill, end = (json.loads(line) for line in done.stdout.splitlines())
+    assert kill["restored"] == 0
+    assert 2 <= end["resumed"] < 100
+    assert_same_bits(last(tmp_path / "killed"), last(tmp_path / "whole"))
+
+
 @pytest.fixture(scope="module")
 def state() -> optim.TrainState:
     """Something to save, and the target to restore it into."""
