@@ -209,16 +209,35 @@ def is_hosted(x: jax.Array) -> bool:
 
 
 def test_without_host_memory_state_stays_on_the_device(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
+    """A run that comes from a machine with it, and goes back there."""
     params = on_one_device(["tail"])
     tx = optim.adamw(1e-3, paged=True).bind(params)
-    monkeypatch.setattr(hosting, "HOST", "memory_that_no_device_has")
-    with pytest.warns(UserWarning, match="JAX has no memory of the host"):
-        state = tx.init(params)
-    assert set(jax.tree.leaves(kinds(state))) == {"device"}
-    params, state = tx.step(tree(1, params), state, params)  # warns no more
-    assert set(jax.tree.leaves(kinds(state))) == {"device"}
+    first = {"params": params, "opt_state": tx.init(params)}
+    with ocp.CheckpointManager(tmp_path / "there") as manager:
+        optim.checkpoint.save(manager, 1, first, tx=tx)
+
+    def has_none(sharding: Any) -> bool:
+        return False
+
+    with monkeypatch.context() as here:
+        here.setattr(hosting, "has_host_memory", has_none)
+        with pytest.warns(UserWarning, match="JAX has no memory of the host"):
+            target = {"params": params, "opt_state": tx.init(params)}
+        found = optim.checkpoint.restore(
+            tmp_path / "there", tx, target
+        )  # warns no more
+        assert set(jax.tree.leaves(kinds(found))) == {"device"}
+        assert_same_bits(found, first)
+        params, state = tx.step(tree(1, params), found["opt_state"], params)
+        assert set(jax.tree.leaves(kinds(state))) == {"device"}
+        train = {"params": params, "opt_state": state}
+        with ocp.CheckpointManager(tmp_path / "here") as manager:
+            optim.checkpoint.save(manager, 1, train, tx=tx)
+    back = optim.checkpoint.restore(tmp_path / "here", tx, first)
+    assert_same_bits(back, train)
+    assert kinds(back) == kinds(first)
 
 
 def test_what_cannot_be_paged_says_so() -> None:
