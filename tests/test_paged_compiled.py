@@ -74,29 +74,47 @@ _FETCH = r" *%dynamic-slice-start\S* = \(\(s8\["
 _FETCHED = r" *%dynamic-slice-done\S* = s8\["
 
 
-def compiled(hosted: dict[int, Any], name: str, shapes: dict[str, Any]) -> Any:
-    """A step on one H200, with state of these leaves in host memory."""
+def compiled(
+    hosted: dict[int, Any], name: str, shapes: dict[str, Any], init: bool = False
+) -> Any:
+    """A step on one H200, with state of these leaves in host memory; or `init`."""
     device_of("sm_90")
     mesh = Mesh(np.array(devices_of("h200:1x1")), ("x",), axis_types=(AxisType.Auto,))
     where = NamedSharding(mesh, P())
-    params = {
-        k: jax.ShapeDtypeStruct(shape, "float32", sharding=where)
-        for k, shape in shapes.items()
-    }
+
+    def shape_of(lengths: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(lengths, dtype, sharding=where)
+
+    params = {k: shape_of(lengths, "float32") for k, lengths in shapes.items()}
     tx = getattr(optim, name)(1e-3, paged=True, sharding=where, backend="triton")
     state = jax.eval_shape(tx.init, params)
 
     def placed(x: Any) -> Any:
-        made = jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+        made = shape_of(x.shape, x.dtype)
         if x.ndim == 2 and x.dtype != "int32":
             hosted[id(made)] = made
         return made
 
-    state = jax.tree.map(placed, state)
+    function: Any = lambda p, s, g: tx.step(g, s, p)  # noqa: E731
+    arguments: Any = (params, jax.tree.map(placed, state), params)
+    if init:  # Without an argument, this compiler puts all results on the device.
+        function, arguments = (
+            lambda p, x: (tx.init(p), x + 1),
+            (params, shape_of((), "float32")),
+        )
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        step = jax.jit(lambda p, s, g: tx.step(g, s, p), donate_argnums=(0, 1))
-        lowered = step.trace(params, state, params).lower(lowering_platforms=("cuda",))
+        step = jax.jit(function, donate_argnums=() if init else (0, 1))
+        lowered = step.trace(*arguments).lower(lowering_platforms=("cuda",))
     return lowered.compile()
+
+
+def test_init_puts_the_state_there_piece_by_piece(described: dict[int, Any]) -> None:
+    memory = compiled(described, "adamw", {"w": VALUES}, init=True).memory_analysis()
+    codes = 2 * VALUES[0] * VALUES[1]
+    assert memory.host_output_size_in_bytes == codes + codes // 16
+    pieces = 2 * 8 * MIB  # of codes, and of scales
+    assert memory.temp_size_in_bytes < pieces + MIB
+    assert memory.host_temp_size_in_bytes < pieces + MIB
 
 
 @pytest.mark.parametrize(("name", "pages"), [("adamw", 1.0), ("lamb", 1.5)])

@@ -1,5 +1,6 @@
 """On which devices arrays are: what users say, what types say, and what is made."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from jax.sharding import (
 )
 
 from ..checks import is_traced
-from ..storage.memory import HOST
+from ..storage.memory import HOST, full_on_host
 from ..storage.shards import mesh_axes
 from ..storage.tree import SHARDINGS, Leaves, per_leaf
 from .geometry import fitting, is_explicit, resharded, shards
@@ -149,8 +150,12 @@ def _filled_on_host(
     """Such an array in host memory; outside of jit, without passing a device."""
     fitted: Any = None if where is None else fitting(where, like.shape)
     if is_traced(leaf) or not isinstance(leaf, jax.Array | np.ndarray):
-        made = jnp.full(like.shape, value, like.dtype)
-        return jax.device_put(constrained(made, fitted), jax.memory.Space.Host)
+        if fitted is None:
+            return full_on_host(like, value)
+        own = jax.ShapeDtypeStruct(fitted.shard_shape(like.shape), like.dtype)
+        each = functools.partial(full_on_host, own, value)
+        options = {"in_specs": (), "out_specs": fitted.spec, "check_vma": False}
+        return jax.shard_map(each, mesh=fitted.mesh, **options)()
     if fitted is None:
         (device,) = leaf.devices() if isinstance(leaf, jax.Array) else jax.devices()[:1]
         there = SingleDeviceSharding(device, memory_kind=HOST)

@@ -1,8 +1,11 @@
-"""The two memories where arrays of a state may be, and sizes in words."""
+"""The two memories where arrays of a state may be; how arrays get there."""
 
+import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax import lax
 
 from ..checks import is_traced
 
@@ -40,6 +43,39 @@ def put(x: Any, sharding: Any) -> jax.Array:
         return placed
     typed = jax.typeof(placed).memory_space == jax.memory.Space.Host
     return placed if typed else jax.device_put(placed, jax.memory.Space.Host)
+
+
+def full_on_host(like: jax.ShapeDtypeStruct, value: Any) -> jax.Array:
+    """Within jit: an array of one value in host memory, put there piece by piece.
+
+    As a whole it would be made on the device first: docs/decisions.md, "Paged state".
+    """
+    shape = like.shape
+    lengths = _piece(shape, _PIECE // like.dtype.itemsize)
+    counts = [-(-n // length) for n, length in zip(shape, lengths, strict=True)]
+    one = jnp.full(lengths, value, like.dtype)
+    piece = jax.device_put(one, jax.memory.Space.Host)
+
+    def turn(k: Any, array: jax.Array) -> jax.Array:
+        # Of the last along an axis the start is moved back, so that it fits.
+        at = jnp.unravel_index(k, counts)
+        starts = [i * jnp.int32(n) for i, n in zip(at, lengths, strict=True)]
+        return lax.dynamic_update_slice(array, piece, starts)
+
+    array = jax.device_put(lax.empty(shape, like.dtype), jax.memory.Space.Host)
+    return lax.fori_loop(0, math.prod(counts), turn, array)
+
+
+_PIECE = 8 * 2**20  # bytes
+
+
+def _piece(shape: tuple[int, ...], values: int) -> tuple[int, ...]:
+    """The longest part of an array with at most so many values: outer axes are cut."""
+    lengths = []
+    for k, n in enumerate(shape):
+        fits = max(1, values // math.prod(shape[k + 1 :]))
+        lengths.append(min(n, fits))
+    return tuple(lengths)
 
 
 def shown_size(n: int) -> str:
