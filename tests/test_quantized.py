@@ -296,3 +296,11 @@ def test_schedule_free_parameters_are_read_off_the_inner_state() -> None:
     )
     theirs = contrib.schedule_free_eval_params(tx.init(PARAMS), PARAMS)
     chex.assert_trees_all_close(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["paged", "weights", "min_shards", "state_sharding"])
+def test_options_of_own_optimizers_are_refused(name: str) -> None:
+    with pytest.raises(
+        TypeError, match=rf"no '{name}', .* write optim.adamw\(\.\.\., {name}="
+    ):
+        optim.quantized(optax.adam(1e-3), **{name: True})

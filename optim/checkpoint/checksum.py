@@ -1,6 +1,7 @@
 """A checksum of an array that does not depend on how it is sharded."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,7 +12,21 @@ from jax import lax
 from octavo.pallas_kernels.rounding import finalize
 
 from ..convert import mesh_of
-from ..storage.memory import on_device
+from ..storage.memory import is_on_host, on_device
+
+
+def sums_of(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of arrays, by their paths.
+
+    What is in host memory passes the devices, one array after the other: all at once
+    would not fit.
+    """
+    sums = {}
+    for path, x in arrays.items():
+        sums[path] = checksum(x)
+        if is_on_host(x):
+            sums[path].block_until_ready()
+    return jax.device_get(sums)
 
 
 def checksum(x: Any) -> jax.Array:

@@ -14,7 +14,7 @@ from ..storage.state import State
 from ..storage.table import records_of
 from ..storage.tree import path_name
 from ..wrapping.transformation import Quantized
-from .checksum import checksum, is_key, shown
+from .checksum import is_key, shown, sums_of
 
 VERSION = 1
 
@@ -51,7 +51,7 @@ def describe(step: int, tree: Any, tx: Any = None, checksums: bool = True) -> An
             )
         arrays[path] = {"shape": list(shape), "dtype": str(dtype)}
     if checksums:
-        sums = jax.device_get({path: checksum(x) for path, x in flat(tree).items()})
+        sums = sums_of(flat(tree))
         for path, numbers in sums.items():
             arrays[path]["checksum"] = shown(numbers)
     content = {

@@ -1,7 +1,9 @@
 """`quantized`: any optax transformation with its moments in 8 bits."""
 
-from collections.abc import Mapping
-from typing import Any
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, ParamSpec, TypeVar
 
 import optax
 
@@ -39,6 +41,31 @@ class Quantized(optax.GradientTransformationExtraArgs):
         return self.wrapper.inner_state(state, params)
 
 
+_Made = TypeVar("_Made")
+_Arguments = ParamSpec("_Arguments")
+
+
+def _without_others(
+    function: Callable[_Arguments, _Made],
+) -> Callable[_Arguments, _Made]:
+    """An error that says where the options are that a function does not take."""
+    own = inspect.signature(function).parameters
+
+    @functools.wraps(function)
+    def called(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Made:
+        for name in kwargs:
+            if name in Options.__annotations__ and name not in own:
+                raise TypeError(
+                    f"quantized takes no {name!r}, which is an option of Octavo's own "
+                    f"optimizers: write optim.adamw(..., {name}=...) or another one of "
+                    f"them, or leave it out. quantized takes {', '.join(own)}"
+                )
+        return function(*args, **kwargs)
+
+    return called
+
+
+@_without_others
 def quantized(
     tx: optax.GradientTransformation,
     *,
