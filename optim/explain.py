@@ -29,7 +29,8 @@ class ExplanationRow:
       backend: what runs its step: `"tpu"`, `"triton"`, `"mosaic_gpu"`, `"xla"`, or
         `"none"`.
       why: the reason, if it is no kernel, or if the state of a leaf stays on the device
-        although `paged` was asked for; and what to do where something can be done.
+        although `paged` was asked for, or what `paged="auto"` chose; and what to do
+        where something can be done.
       aligned: False where blocks cross shard boundaries, which costs communication.
     """
 

@@ -13,7 +13,9 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from octavo import optim
+from octavo.optim.checkpoint.checksum import checksum
 from octavo.optim.sharding import hosting
+from octavo.optim.storage import memory
 from octavo.optim.storage.chunks import chunk_bytes, grids_of
 from octavo.optim.storage.memory import HOST
 from octavo.optim.storage.tree import Leaves
@@ -280,3 +282,27 @@ def test_chunks_are_parts_of_a_leaf(shape: tuple[int, ...], page: int) -> None:
             assert seen[index].shape == grid.shape
             seen[index] += 1
     assert (seen == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("axes", "dtype"),
+    [("one device", "int8"), ("auto", "bfloat16"), ("explicit", "int8")],
+)
+def test_checksums_in_pieces_are_those_of_the_whole(
+    axes: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "_PIECE", 3_000)
+    where: Any = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    if axes != "one device":
+        where = NamedSharding(mesh_of("4x2", axes), P(None, "d", None))
+    # Along every axis, the last pieces overlap.
+    values = np.random.default_rng(0).normal(size=(5, 56, 33)) * 50
+    wrong = values.copy()
+    wrong[-1, -1, -1] += 1.0
+    there = where.with_memory_kind(HOST)
+    sums = [
+        np.asarray(checksum(jax.device_put(jnp.asarray(x).astype(dtype), place)))
+        for x, place in ((values, where), (values, there), (wrong, there))
+    ]
+    np.testing.assert_array_equal(sums[0], sums[1])
+    assert (sums[0] != sums[2]).all()

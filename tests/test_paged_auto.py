@@ -34,6 +34,10 @@ def hosted(state: Any) -> set[str]:
     return {k for k, x in state.mu.items() if x.sharding.memory_kind == HOST}
 
 
+def hosted_by(shardings: Any) -> set[str]:
+    return {k for k, where in shardings.mu.items() if where.memory_kind == HOST}
+
+
 def bytes_on_a_device(params: Any, state: Any) -> int:
     """Parameters, gradients, and what of the state is there; of real arrays."""
     arrays = [*jax.tree.leaves(params)] * 2 + jax.tree.leaves(state._replace(extra=()))
@@ -73,6 +77,8 @@ def test_the_largest_are_paged_until_the_rest_fits(way: str) -> None:
             assert found == set(LARGEST[:paged])
             assert all(rows[k].why.count("device_bytes=") == 1 for k in found)
             assert hosted(tx.init(params)) == found
+            if where is not None:
+                assert hosted_by(optim.state_sharding(tx, params)) == found
 
 
 def test_too_little_for_anything_is_a_warning_with_the_numbers() -> None:

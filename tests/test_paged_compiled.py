@@ -1,5 +1,6 @@
 """Paged steps, compiled for a GPU that is not here: what is in which memory."""
 
+import math
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -14,6 +15,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from octavo import optim
+from octavo.optim.sharding.states import made
 
 from aot import sharding as device_of
 
@@ -75,7 +77,12 @@ _FETCHED = r" *%dynamic-slice-done\S* = s8\["
 
 
 def compiled(
-    hosted: dict[int, Any], name: str, shapes: dict[str, Any], init: bool = False
+    hosted: dict[int, Any],
+    name: str,
+    shapes: dict[str, Any],
+    *,
+    layer_axes: Any = None,
+    init: bool = False,
 ) -> Any:
     """A step on one H200, with state of these leaves in host memory; or `init`."""
     device_of("sm_90")
@@ -86,17 +93,18 @@ def compiled(
         return jax.ShapeDtypeStruct(lengths, dtype, sharding=where)
 
     params = {k: shape_of(lengths, "float32") for k, lengths in shapes.items()}
-    tx = getattr(optim, name)(1e-3, paged=True, sharding=where, backend="triton")
-    state = jax.eval_shape(tx.init, params)
+    options = {"paged": True, "sharding": where, "backend": "triton"}
+    tx = getattr(optim, name)(1e-3, **options, layer_axes=layer_axes)
+    state, spaces = made(tx, params)
 
-    def placed(x: Any) -> Any:
-        made = shape_of(x.shape, x.dtype)
-        if x.ndim == 2 and x.dtype != "int32":
-            hosted[id(made)] = made
-        return made
+    def placed(x: Any, space: Any) -> Any:
+        found = shape_of(x.shape, x.dtype)
+        if space == jax.memory.Space.Host:
+            hosted[id(found)] = found
+        return found
 
     function: Any = lambda p, s, g: tx.step(g, s, p)  # noqa: E731
-    arguments: Any = (params, jax.tree.map(placed, state), params)
+    arguments: Any = (params, jax.tree.map(placed, state, spaces), params)
     if init:  # Without an argument, this compiler puts all results on the device.
         function, arguments = (
             lambda p, x: (tx.init(p), x + 1),
@@ -142,3 +150,13 @@ def test_leaves_take_turns(described: dict[int, Any]) -> None:
     assert memory.host_temp_size_in_bytes == 0
     # Of each, the state before the step and after it.
     assert memory.temp_size_in_bytes < 2 * 2 / 12 * state
+
+
+def test_24_stacked_layers(described: dict[int, Any]) -> None:
+    widths = {"up": (2048, 8192), "down": (8192, 2048)}
+    shapes: Any = {k: (24, *width) for k, width in widths.items()} | {"b": (24, 2048)}
+    memory = compiled(described, "adamw", shapes, layer_axes=0).memory_analysis()
+    values = sum(math.prod(shapes[k]) for k in widths)
+    assert memory.host_argument_size_in_bytes == values * 2.125
+    assert memory.host_temp_size_in_bytes == 0
+    assert memory.temp_size_in_bytes < 4 * 64 * MIB

@@ -1,7 +1,7 @@
 """The two memories where arrays of a state may be; how arrays get there."""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -50,32 +50,57 @@ def full_on_host(like: jax.ShapeDtypeStruct, value: Any) -> jax.Array:
 
     As a whole it would be made on the device first: docs/decisions.md, "Paged state".
     """
-    shape = like.shape
-    lengths = _piece(shape, _PIECE // like.dtype.itemsize)
-    counts = [-(-n // length) for n, length in zip(shape, lengths, strict=True)]
-    one = jnp.full(lengths, value, like.dtype)
+    pieces = Pieces.of(like.shape, like.dtype)
+    one = jnp.full(pieces.lengths, value, like.dtype)
     piece = jax.device_put(one, jax.memory.Space.Host)
 
     def turn(k: Any, array: jax.Array) -> jax.Array:
-        # Of the last along an axis the start is moved back, so that it fits.
-        at = jnp.unravel_index(k, counts)
-        starts = [i * jnp.int32(n) for i, n in zip(at, lengths, strict=True)]
-        return lax.dynamic_update_slice(array, piece, starts)
+        return lax.dynamic_update_slice(array, piece, pieces.starts(k)[1])
 
-    array = jax.device_put(lax.empty(shape, like.dtype), jax.memory.Space.Host)
-    return lax.fori_loop(0, math.prod(counts), turn, array)
+    array = jax.device_put(lax.empty(like.shape, like.dtype), jax.memory.Space.Host)
+    return lax.fori_loop(0, pieces.total, turn, array)
+
+
+class Pieces(NamedTuple):
+    """An array in equal pieces of at most 8 MiB. The last ones along an axis overlap.
+
+    Attributes:
+      shape: of the array.
+      lengths: of a piece: outer axes are cut.
+    """
+
+    shape: tuple[int, ...]
+    lengths: tuple[int, ...]
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...], dtype: Any) -> "Pieces":
+        """Of an array."""
+        values = _PIECE // jnp.dtype(dtype).itemsize
+        rests = [max(1, math.prod(shape[k + 1 :])) for k in range(len(shape))]
+        pairs = zip(shape, rests, strict=True)
+        return cls(shape, tuple(min(n, max(1, values // rest)) for n, rest in pairs))
+
+    @property
+    def counts(self) -> list[int]:
+        """How many, along each axis."""
+        return [-(-n // k) for n, k in zip(self.shape, self.lengths, strict=True)]
+
+    @property
+    def total(self) -> int:
+        """In all."""
+        return math.prod(self.counts)
+
+    def starts(self, k: Any) -> tuple[list[Any], list[Any]]:
+        """Where piece k has values that are in none before, and where it starts."""
+        at = jnp.unravel_index(k, self.counts)
+        own = [i * jnp.int32(n) for i, n in zip(at, self.lengths, strict=True)]
+        last = (n - k for n, k in zip(self.shape, self.lengths, strict=True))
+        return own, [
+            jnp.minimum(i, jnp.int32(n)) for i, n in zip(own, last, strict=True)
+        ]
 
 
 _PIECE = 8 * 2**20  # bytes
-
-
-def _piece(shape: tuple[int, ...], values: int) -> tuple[int, ...]:
-    """The longest part of an array with at most so many values: outer axes are cut."""
-    lengths = []
-    for k, n in enumerate(shape):
-        fits = max(1, values // math.prod(shape[k + 1 :]))
-        lengths.append(min(n, fits))
-    return tuple(lengths)
 
 
 def shown_size(n: int) -> str:
