@@ -148,8 +148,9 @@ def muon(
         `layer_axes`) have rank 2, but for embeddings and heads: leaves below a name
         that contains `embed`, or is `wte`, `wpe`, `head`, `lm_head`, `logits` or
         `classifier`.
-      ns_dtype: type in which products of Newton-Schulz are computed, with sums in
-        float32. Default None: that of the gradients.
+      ns_dtype: type in which products of Newton-Schulz are computed, and in which
+        matrices travel between devices; sums are float32. Default None: that of the
+        gradients.
       max_matrix_size: values in a matrix that one device may compute; XLA partitions
         the products of larger ones. Default None: 2**28, a GiB in float32.
       **options: how state is stored and where the step runs, see
@@ -160,7 +161,8 @@ def muon(
       An `optax.GradientTransformationExtraArgs`, which also has the fused `step`.
 
     Raises:
-      ValueError: for a value outside its range, or one that does not fit a leaf.
+      ValueError: for a value outside its range, or one that does not fit a leaf; from
+        `init`, where a device reports too little memory for a whole matrix.
 
     State: 1.0156 bytes per parameter of matrices (`state="8bit"`, blocks of 128), 4 in
     32 bits; 2.125 and 8 of all others. Where beta exceeds 0.98, or is an array, 1.0625.

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import muon_steps
 import numpy as np
 import pytest
 from _compiled import collectives
@@ -247,3 +248,12 @@ def test_too_large_matrices_are_left_to_xla(axes: str) -> None:
             jax.device_put(grads, where), tx.init(params), params
         )
     expect_near(found, want, start, 1e-5)
+
+
+def test_how_near_newton_schulz_gets() -> None:
+    rows = {name: (x, polar) for name, x, polar in muon_steps.matrices()}
+    least, most, _, angle = muon_steps.found(*rows["normal"], "standard", 3, "float32")
+    assert 0.6 < least < most < 1.3 and angle < 10
+    few = muon_steps.found(*rows["1 to 0.01"], "standard", 3, "bfloat16")
+    more = muon_steps.found(*rows["1 to 0.01"], "standard", 5, "bfloat16")
+    assert few[0] < 0.2 and more[0] > 0.6 and more[3] < few[3] / 2
