@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from octavo.optim.matrices.newton_schulz import Iterations, iterations, orthogonalized
 from octavo.pallas_kernels import Format, rounding
-from octavo.pallas_kernels.formats import Dynamic8, Linear8, MuLaw, widened
+from octavo.pallas_kernels.formats import Dynamic8, Linear8, Mixed8, MuLaw, widened
 
 SHAPE, RANK, BETA, SETTLE, MEASURED = (256, 512), 8, 0.95, 200, 20
 
@@ -58,6 +58,8 @@ class Candidate:
 
 
 CANDIDATES = [
+    Candidate("mixed8", Mixed8(), True, 32),
+    Candidate("mixed8", Mixed8(), True, 128),
     Candidate("mulaw8", MuLaw(), True, 32),
     Candidate("mulaw8", MuLaw(), False, 32),
     Candidate("linear8", Linear8(), True, 32),
