@@ -35,7 +35,9 @@ QUANTIZED = [label for label, (form, _, _) in CASES.items() if form.quantized]
 all_formats = pytest.mark.parametrize("label", CASES)
 quantized = pytest.mark.parametrize("label", QUANTIZED)
 linear = pytest.mark.parametrize("relative", [True, False])
-mulaw = pytest.mark.parametrize("fmt", MULAWS, ids=lambda fmt: f"{type(fmt).__name__}{fmt.width}")
+mulaw = pytest.mark.parametrize(
+    "fmt", MULAWS, ids=lambda fmt: f"{type(fmt).__name__}{fmt.width}"
+)
 
 
 def encoded(fmt: Format, x: Any, noise: Any = NEAREST) -> tuple[jax.Array, jax.Array]:

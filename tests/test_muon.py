@@ -100,7 +100,11 @@ def test_how_momentum_is_rounded_depends_on_its_decay() -> None:
         assert list(moments.extra["format"]) == ["mu=mulaw8"]
         return 4096 // moments.mu_scale["w"].shape[0]
 
-    assert [block(optim.muon(0.1, beta=b)) for b in (0.95, 0.96, 0.97)] == [128, 128, 32]
+    assert [block(optim.muon(0.1, beta=b)) for b in (0.95, 0.96, 0.97)] == [
+        128,
+        128,
+        32,
+    ]
     inject = optax.inject_hyperparams
     assert block(inject(optim.muon)(0.1)) == 32
     assert block(inject(optim.muon, static_args="beta")(0.1)) == 128
