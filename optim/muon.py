@@ -71,7 +71,7 @@ MUON = Rule(
 
 
 _ORTHOGONAL = replace(MUON, slots=(Slot("mu", signed=True, orthogonal=True),))
-_LARGEST_BETA = 0.98  # up to which `Even8` decays as it should
+_LARGEST_BETA = 0.96  # up to which `Mixed8` decays as it should
 
 
 def _rule(beta: Any) -> Rule:
@@ -165,7 +165,8 @@ def muon(
         `init`, where a device reports too little memory for a whole matrix.
 
     State: 1.0156 bytes per parameter of matrices (`state="8bit"`, blocks of 128), 4 in
-    32 bits; 2.125 and 8 of all others. Where beta exceeds 0.98, or is an array, 1.0625.
+    32 bits; 2.125 and 8 of all others. Where beta exceeds 0.96, or is an array, blocks
+    of 32 and unbiased rounding: 1.0625 bytes.
 
     References:
       Jordan et al., Muon: An optimizer for hidden layers in neural networks, 2024.

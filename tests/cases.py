@@ -169,15 +169,6 @@ _MULAW8 = FormatCase(
     {127: 1.0, -127: -1.0, 1: 1 / 472, 32: 1 / 14.75, -64: -3 / 14.75, 0: 0.0},
 )
 
-# even8: 64 steps in each of two octaves, y = 3.97 at the largest. The range begins at
-# y = 2, where steps are 1/32, and the first midpoint is at 65/64.
-EVEN8 = FormatCase(
-    1 / 65,
-    1 / 2.96875,
-    1 / 190,
-    {127: 1.0, -127: -1.0, 1: 1 / 190, -32: -16 / 95, 64: 32 / 95, 0: 0.0},
-)
-
 # name -> kind of slot -> promise
 FORMATS: dict[str, dict[Kind, FormatCase]] = {
     "32bit": _alike(*[FormatCase(0.0, 1e-30, 0.0, {})] * 2),

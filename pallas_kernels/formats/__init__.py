@@ -12,8 +12,8 @@ from .bits8 import Bits8 as Bits8
 from .dense import BFloat16 as BFloat16
 from .dense import Float32 as Float32
 from .dynamic8 import Dynamic8 as Dynamic8
-from .even8 import Even8 as Even8
 from .linear8 import Linear8 as Linear8
+from .mixed8 import Mixed8 as Mixed8
 from .mulaw import MuLaw as MuLaw
 
 # name -> (is the slot signed? may it be relative to another?) -> format
@@ -30,7 +30,7 @@ FORMATS: dict[str, Callable[..., Format]] = {
 # is .999 or more: it adds up 1 / (1 - decay) roundings, and 8 bits are lost in them.
 SLOW: dict[str, str] = {"8bit": "16bit"}
 # Likewise, of slots whose steps are singular vectors: errors count in all directions.
-ORTHOGONAL: dict[str, Format] = {"8bit": Even8()}
+ORTHOGONAL: dict[str, Format] = {"8bit": Mixed8()}
 # The numbers of formats that are written no more -> what reads them.
 _BEFORE: dict[int, Format] = {
     2: BFloat16(),  # rounded to the nearest
@@ -45,6 +45,5 @@ def numbered(number: int) -> Format:
       KeyError: if there is none.
     """
     kinds = ((True, False), (True, True), (False, False))
-    made = [make(*kind) for make in FORMATS.values() for kind in kinds]
-    made += ORTHOGONAL.values()
+    made = (make(*kind) for make in FORMATS.values() for kind in kinds)
     return (_BEFORE | {form.number: form for form in made})[number]
