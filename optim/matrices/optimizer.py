@@ -24,6 +24,7 @@ from ..stepping.optimizer import Optimizer
 from ..stepping.stepper import Stepper
 from ..stepping.tasks import Work
 from ..storage.muon import MuonState
+from ..storage.plan import check_remainders
 from ..storage.tree import BOOLS, NUMBERS, Leaves, spread
 from .choice import Axes, matrices_in
 from .newton_schulz import Iterations, orthogonalized
@@ -121,6 +122,7 @@ class MatrixOptimizer(Stepper):
 
     def _made(self, params: Any, tree: Leaves) -> Parts:
         axes = matrices_in(*self.arguments, self.settings.layer_axes, params, tree)
+        check_remainders(self.settings, tree)
         settings = by_path(self.settings, tree)
         own = replace(settings, state=of_mu(settings.state, self.adam.rule))
         parts = Parts(axes, self.muon, self.adam)
@@ -135,8 +137,10 @@ class MatrixOptimizer(Stepper):
             decay = function_of("weight_decay", decay, tree, NUMBERS)
         return Parts(
             axes,
-            replace(self.muon, settings=own, masks=masks, weight_decay=decay),
-            replace(self.adam, settings=settings),
+            replace(
+                self.muon, settings=own, masks=masks, weight_decay=decay, whole=False
+            ),
+            replace(self.adam, settings=settings, whole=False),
         )
 
     # ------------------------------------------------------- as `Optimizer` has them
@@ -244,8 +248,9 @@ class MatrixOptimizer(Stepper):
     ) -> list[tuple[Any, Any]]:
         """Both parts, with limits on gradients that see all leaves."""
         joint = joined(muon.step, adam.step)
-        passed = operands(self.settings, None, joint, {}, muon.state.count)
         n = len(muon.step.work)
+        past = _histories(muon, adam)
+        passed = operands(self.settings, None, joint, past, muon.state.count)
         scalars = [passed.scalars[:n], passed.scalars[n:]]
         steps = [
             begun.step._replace(scalars=own)
@@ -259,8 +264,11 @@ class MatrixOptimizer(Stepper):
             for a, b in zip(first[:n], second, strict=True)
         ]
         return [
-            begun.end(own, Operands([], passed.take, dict(begun.state.extra)))
-            for begun, own in ((muon, written), (adam, first[n:]))
+            begun.end(own, Operands([], passed.take, {**begun.state.extra, **known}))
+            for begun, own, known in (
+                (muon, written, {name: x[:n] for name, x in passed.extra.items()}),
+                (adam, first[n:], {name: x[n:] for name, x in passed.extra.items()}),
+            )
         ]
 
     def _orthogonal(
@@ -281,6 +289,13 @@ class MatrixOptimizer(Stepper):
             tuple(jnp.asarray(x, jnp.float32) for x in given),
             how.largest,
         )
+
+
+def _histories(muon: Begun, adam: Begun) -> dict[str, jax.Array]:
+    """What `percentile_clipping` knows of each leaf, of both parts."""
+    name = "clip_history"
+    both = [x.state.extra[name] for x in (muon, adam) if name in x.state.extra]
+    return {name: jnp.concatenate(both)} if both else {}
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from ..storage.shards import mesh_axes
 from ..storage.tree import (
     AXES,
     AXIS,
+    BOOLS,
     NAMES,
     NUMBERS,
     SHARDINGS,
@@ -33,6 +34,7 @@ _PER_LEAF: dict[str, Kind] = {
     "layer_axes": AXES,
     "lr_scale": NUMBERS,
     "backend": NAMES,
+    "paged": BOOLS,
     "sharding": SHARDINGS,
 }
 

@@ -17,7 +17,7 @@ from ..sharding.binding import check_boxes
 from ..sharding.finer import Places, places
 from ..sharding.hosting import pagings
 from ..sharding.placement import committed, everywhere, filled
-from ..storage.plan import plan, quantizes
+from ..storage.plan import check_remainders, plan, quantizes
 from ..storage.state import (
     REMAINDER,
     State,
@@ -47,6 +47,7 @@ class Optimizer(Stepper):
     settings: Settings
     weight_decay: Any
     masks: dict[str, Any]
+    whole: bool = True  # its trees are all parameters, no part of them
     _planned: dict[Any, list[Storage]] = field(default_factory=dict, init=False)
 
     @cached_property
@@ -67,6 +68,8 @@ class Optimizer(Stepper):
         forms = ((jnp.shape(x), jnp.result_type(x)) for x in tree.leaves)
         key = tree.names, tuple(forms)
         if key not in self._planned:
+            if self.whole:
+                check_remainders(self.settings, tree)
             self._planned[key] = plan(self.settings, self.rule.slots, tree)
         return self._planned[key]
 
