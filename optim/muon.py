@@ -206,6 +206,7 @@ def muon(
         settings,
         Orthogonal(how, eps, consistent_rms, largest),
         Arguments(muon_weight_dimension_numbers, muon_mask),
+        adam_learning_rate is None,
     )
     return Transformation(made)
 

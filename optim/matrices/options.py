@@ -14,9 +14,9 @@ from ..storage.shards import mesh_axes
 from ..storage.tree import (
     AXES,
     AXIS,
-    BOOLS,
     NAMES,
     NUMBERS,
+    PAGED,
     SHARDINGS,
     SIZES,
     Kind,
@@ -34,7 +34,7 @@ _PER_LEAF: dict[str, Kind] = {
     "layer_axes": AXES,
     "lr_scale": NUMBERS,
     "backend": NAMES,
-    "paged": BOOLS,
+    "paged": PAGED,
     "sharding": SHARDINGS,
 }
 

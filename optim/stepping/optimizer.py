@@ -1,6 +1,6 @@
 """What the functions of a transformation do."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -76,6 +76,21 @@ class Optimizer(Stepper):
     def places(self, tree: Leaves) -> Places:
         """Where each leaf is, and its state."""
         return places(self.settings.sharding, self.settings.state_sharding, tree)
+
+    # ------------------------------------------------------------- for integrations
+
+    @property
+    def rate(self) -> Any:
+        """The learning rate."""
+        return self.learning_rate
+
+    def with_rate(self, rate: Any) -> "Optimizer":
+        """With another one."""
+        return replace(self, learning_rate=rate)
+
+    def each(self, change: Callable[["Optimizer"], "Optimizer"]) -> "Optimizer":
+        """It has no other in it."""
+        return change(self)
 
     # ---------------------------------------------------------------------- init
 
