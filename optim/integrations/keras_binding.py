@@ -32,7 +32,10 @@ _NAMED: dict[str, Callable[..., Transformation]] = {
     **{function.__name__: function for function in _BASE},
     **{name: getattr(aliases, name) for name in aliases.__all__},
 }
-_WORDS = {"beta_1": "b1", "beta_2": "b2", "epsilon": "eps"}
+_WORDS = {
+    **{"beta_1": "b1", "beta_2": "b2", "epsilon": "eps"},
+    **{"adam_beta_1": "adam_b1", "adam_beta_2": "adam_b2"},  # of Muon
+}
 
 
 def by_name(name: str, arguments: dict[str, Any]) -> Transformation:
