@@ -1,7 +1,7 @@
 """Moments of a state in 32 bits, and states from them."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,19 +11,21 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from octavo.pallas_kernels import InOptax, Storage
 
 from .storage.memory import DEVICE, on_device, put
+from .storage.muon import MuonState, apart, merged
 from .storage.state import State, scale_name
 from .storage.table import records_of
 from .storage.tree import Leaves
 
 
-def dequantize(state: State) -> dict[str, Any]:
+def dequantize(state: State | MuonState) -> dict[str, Any]:
     """The moments that a state stands for.
 
     Args:
       state: of an Octavo optimizer, not traced.
 
     Returns:
-      Slot name (`mu`, `nu`, ...) to a tree like the parameters, float32.
+      Slot name (`mu`, `nu`, ...) to a tree like the parameters, float32. Of `muon`,
+      `mu` is that of all leaves, and `nu` has `optax.MaskedNode` for matrices.
 
     >>> import jax.numpy as jnp
     >>> from octavo import optim
@@ -33,6 +35,9 @@ def dequantize(state: State) -> dict[str, Any]:
     >>> print(f"{optim.dequantize(state)['mu'][0, 0]:.2f}")
     0.10
     """
+    if isinstance(state, MuonState):
+        muon, adam = map(dequantize, state)
+        return adam | {name: merged(tree, adam[name]) for name, tree in muon.items()}
     records = records_of(state)
     trees = [state.codes(slot) for slot in state.slots]
     found: dict[int, list[jax.Array]] = {}
@@ -66,7 +71,10 @@ def _reference(record: Storage, k: int, found: Any, n: int) -> Any:
     return None if other is None else found[other][n]
 
 
-def requantize(state: State, moments: dict[str, Any], count: Any = None) -> State:
+_S = TypeVar("_S", State, MuonState)
+
+
+def requantize(state: _S, moments: dict[str, Any], count: Any = None) -> _S:
     """A state that is stored as another one, with other moments.
 
     Args:
@@ -80,6 +88,8 @@ def requantize(state: State, moments: dict[str, Any], count: Any = None) -> Stat
     Raises:
       ValueError: if slots or trees are others.
     """
+    if isinstance(state, MuonState):
+        return _requantized(state, moments, count)
     records = records_of(state)
     if set(moments) != set(state.slots):
         raise ValueError(
@@ -107,6 +117,19 @@ def requantize(state: State, moments: dict[str, Any], count: Any = None) -> Stat
             )
     taken = state.count if count is None else jnp.asarray(count, jnp.int32)
     return state._replace(count=taken, **trees)
+
+
+def _requantized(state: MuonState, moments: dict[str, Any], count: Any) -> MuonState:
+    """Each part with its moments."""
+    if set(moments) != {"mu", "nu"}:
+        raise ValueError(
+            f"moments for {sorted(moments)}, but the state has ['mu', 'nu']"
+        )
+    muon, adam = apart(state, moments["mu"])
+    return MuonState(
+        requantize(state.muon, {"mu": muon}, count),
+        requantize(state.adam, moments | {"mu": adam}, count),
+    )
 
 
 def unknown_norms(state: State) -> dict[str, jax.Array]:

@@ -1,6 +1,6 @@
 """The float32 weights that parameters of 16 bits and their remainders stand for."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from octavo.pallas_kernels import (
 
 from .convert import freed, mesh_of
 from .storage.memory import on_device, put
+from .storage.muon import MuonState, apart, merged
 from .storage.state import REMAINDER, State, states_in
 from .storage.table import records_of
 from .storage.tree import Leaves
@@ -63,7 +64,10 @@ def masters(state: Any, params: Any) -> Any:
     return tree.replaced([_master(p, remainders.get(path)) for path, p in pairs])
 
 
-def from_masters(state: State, weights: Any) -> tuple[Any, State]:
+_S = TypeVar("_S", State, MuonState)
+
+
+def from_masters(state: _S, weights: Any) -> tuple[Any, _S]:
     """Parameters of 16 bits and a state from float32 weights; the inverse of `masters`.
 
     With `weights="remainder16"` it is exact (for float16: down to 2**-40). With
@@ -89,6 +93,10 @@ def from_masters(state: State, weights: Any) -> tuple[Any, State]:
     >>> bool(jnp.all(optim.masters(state, params)["w"] == weights["w"]))
     True
     """
+    if isinstance(state, MuonState):
+        pairs = zip(state, apart(state, weights), strict=True)
+        params, states = zip(*(from_masters(*pair) for pair in pairs), strict=True)
+        return merged(*params), MuonState(*states)
     tree, old = Leaves.of(weights), state.remainders
     if old is None:
         raise ValueError(_NONE)

@@ -154,8 +154,7 @@ def muon(
       max_matrix_size: values in a matrix that one device may compute; XLA partitions
         the products of larger ones. Default None: 2**28, a GiB in float32.
       **options: how state is stored and where the step runs, see
-        `octavo.optim.Options`, but `max_unorm`, `paged`, `percentile_clipping` and
-        `record_norms`.
+        `octavo.optim.Options`, but `max_unorm` and `record_norms`.
 
     Returns:
       An `optax.GradientTransformationExtraArgs`, which also has the fused `step`.
@@ -189,6 +188,7 @@ def muon(
     check_positive(consistent_rms=consistent_rms)
     if is_number(weight_decay):
         check_not_negative(weight_decay=weight_decay)
+    # None, and no number: inject_hyperparams would make an array of that.
     largest = LARGEST if max_matrix_size is None else max_matrix_size
     check_int("max_matrix_size", largest)
     if muon_mask is not None and muon_weight_dimension_numbers is not None:
@@ -209,22 +209,18 @@ def muon(
         settings,
         Orthogonal(how, eps, consistent_rms, largest),
         Arguments(muon_weight_dimension_numbers, muon_mask),
+        adam_learning_rate is None,
     )
     return Transformation(made)
 
 
 def _settings(options: Options) -> Settings:
     settings = Settings.of(options, ADAM.slots)
-    for name in ("max_unorm", "percentile_clipping", "record_norms"):
+    for name in ("max_unorm", "record_norms"):
         if getattr(settings, name):
             raise ValueError(
                 f"{name}={getattr(settings, name)!r}: muon does not have it, because "
                 "the length of a matrix' step does not depend on its gradient's. Leave "
                 "it out; grad_clip_norm and grad_clip_value are there"
             )
-    if settings.paged is not False:
-        raise ValueError(
-            f"paged={settings.paged!r}: muon keeps its state on the device. Leave "
-            "paged out"
-        )
     return settings

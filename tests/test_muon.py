@@ -260,7 +260,6 @@ def test_explain_names_what_runs() -> None:
         ({"ns_dtype": jnp.int8}, "a type of floating numbers"),
         ({"adam_b2": 1.0}, "b2=1.0"),
         ({"max_unorm": 1.0}, "max_unorm=1.0: muon does not have it"),
-        ({"paged": True}, "paged=True: muon keeps its state on the device"),
         ({"record_norms": True}, "record_norms=True: muon does not have it"),
         (
             {"muon_mask": True, "muon_weight_dimension_numbers": Numbers()},

@@ -78,6 +78,8 @@ def optax_sources(
     octavo: Sequence[Source],
 ) -> list[Source]:
     """The other states in a checkpoint that have all these moments of all leaves."""
+    if not leaves:  # one part of Muon's state may have none: only steps are counted
+        return [Source("", tuple(slots), None, _count_near(arrays, ""))]
     end = f"/{join(slots[0], leaves[0])}"
     roots = [p[: -len(end)] for p in (f"/{p}" for p in arrays) if p.endswith(end)]
     roots = [root.lstrip("/") for root in roots]

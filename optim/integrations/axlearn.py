@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from ..sharding.states import state_sharding
+from ..stepping.optimizer import Optimizer
 from ..stepping.transformation import Transformation
 from ..storage.tree import NUMBERS, Leaves, per_leaf
 
@@ -101,13 +102,18 @@ def _decayed(tx: Transformation, params: Any) -> Transformation:
     """The optimizer whose decay of each parameter is scaled as its `OptParam` says."""
     tree = Leaves.of(params)
     scales = [p.weight_decay_scale for p in tree.leaves]
-    decay = tx.optimizer.weight_decay
-    if decay is None or all(s is None or s == 1 for s in scales):
+    if all(s is None or s == 1 for s in scales):
         return tx
     values = Leaves.of(_values(params))
-    decays = per_leaf("weight_decay", decay, values, NUMBERS)
-    by_path = {
-        path: d if scale is None else d * scale
-        for path, d, scale in zip(tree.paths, decays, scales, strict=True)
-    }
-    return Transformation(replace(tx.optimizer, weight_decay=by_path.__getitem__))
+
+    def scaled(own: Optimizer) -> Optimizer:
+        if own.weight_decay is None:
+            return own
+        decays = per_leaf("weight_decay", own.weight_decay, values, NUMBERS)
+        by_path = {
+            path: d if scale is None else d * scale
+            for path, d, scale in zip(tree.paths, decays, scales, strict=True)
+        }
+        return replace(own, weight_decay=by_path.__getitem__)
+
+    return Transformation(tx.optimizer.each(scaled))

@@ -118,7 +118,7 @@ class Optimizer(keras.optimizers.Optimizer):
             check_transformation(optimizer, {"learning_rate": learning_rate, **rest})
             tx = optimizer
             known = isinstance(tx, Transformation)
-            rate = tx.optimizer.learning_rate if known else float("nan")
+            rate = tx.optimizer.rate if known else float("nan")
         super().__init__(for_keras(rate), **of_keras)
         self._source = _Source(optimizer, rest, tx)
         # Keras' exclude_from_weight_decay looks at this name: it comes before `build`.

@@ -4,6 +4,7 @@ import difflib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,16 +19,23 @@ from ..ademamix import ademamix
 from ..lamb import lamb
 from ..lars import lars
 from ..lion import lion
+from ..muon import muon
 from ..rmsprop import rmsprop
 from ..sgd import sgd
+from ..stepping.optimizer import Optimizer
 from ..stepping.transformation import Transformation, step
 
-_BASE = (adagrad, adam, adamw, adamax, ademamix, lamb, lars, lion, rmsprop, sgd)
+_BASE = (
+    *(adagrad, adam, adamw, adamax, ademamix, lamb, lars, lion, muon, rmsprop, sgd),
+)
 _NAMED: dict[str, Callable[..., Transformation]] = {
     **{function.__name__: function for function in _BASE},
     **{name: getattr(aliases, name) for name in aliases.__all__},
 }
-_WORDS = {"beta_1": "b1", "beta_2": "b2", "epsilon": "eps"}
+_WORDS = {
+    **{"beta_1": "b1", "beta_2": "b2", "epsilon": "eps"},
+    **{"adam_beta_1": "adam_b1", "adam_beta_2": "adam_b2"},  # of Muon
+}
 
 
 def by_name(name: str, arguments: dict[str, Any]) -> Transformation:
@@ -93,18 +101,23 @@ def bound_to(tx: Any, params: dict[str, jax.Array], decays: dict[str, bool]) -> 
         return tx
     optimizer = tx.optimizer
     if excluded:
-        if optimizer.masks["mask"] is not None:
-            raise ValueError(
-                "mask= and exclude_from_weight_decay say which variables decay: use "
-                "one of them"
-            )
-        optimizer = replace(optimizer, masks={**optimizer.masks, "mask": decays})
+        optimizer = optimizer.each(partial(_decaying, decays))
     tx = Transformation(optimizer)
     return tx.bind(params) if optimizer.settings.sharding is None else tx
+
+
+def _decaying(decays: dict[str, bool], optimizer: Optimizer) -> Optimizer:
+    """Only those variables that the model decays."""
+    if optimizer.masks["mask"] is not None:
+        raise ValueError(
+            "mask= and exclude_from_weight_decay say which variables decay: use one of "
+            "them"
+        )
+    return replace(optimizer, masks={**optimizer.masks, "mask": decays})
 
 
 def take_step(tx: Any, rate: jax.Array, grads: Any, state: Any, params: Any) -> Any:
     """New parameters and state, with Keras' learning rate where it is known."""
     if isinstance(tx, Transformation):
-        tx = Transformation(replace(tx.optimizer, learning_rate=rate))
+        tx = Transformation(tx.optimizer.with_rate(rate))
     return step(tx, grads, state, params)

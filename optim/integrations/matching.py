@@ -8,6 +8,7 @@ import numpy as np
 
 from octavo.pallas_kernels import StoredSlot
 
+from ..stepping.optimizer import Optimizer
 from ..stepping.transformation import Transformation
 from ..storage.state import State
 from ..storage.table import records_of
@@ -64,7 +65,8 @@ class Match(NamedTuple):
 
 def leaves_of(state: State, tx: Any) -> list[Leaf]:
     """The leaves of a state that have moments."""
-    adapts = isinstance(tx, Transformation) and tx.optimizer.rule.scales == "gradient"
+    own = tx.optimizer if isinstance(tx, Transformation) else None
+    adapts = isinstance(own, Optimizer) and own.rule.scales == "gradient"
     return [
         Leaf(path, record.shape, {_kept(x, adapts): x.name for x in record.slots})
         for path, record in records_of(state).items()

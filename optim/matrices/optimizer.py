@@ -6,28 +6,30 @@ that are no matrices are stepped in the first. Both passes are those of every ot
 optimizer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from octavo.pallas_kernels import Storage
 
 from ..options import Settings, is_by_leaf
 from ..sharding.finer import Places
+from ..sharding.hosting import Paging, pagings
 from ..stepping.begun import Begun
 from ..stepping.operands import Operands, Step, operands
 from ..stepping.optimizer import Optimizer
 from ..stepping.stepper import Stepper
 from ..stepping.tasks import Work
 from ..storage.muon import MuonState
-from ..storage.tree import BOOLS, NUMBERS, Leaves, spread
+from ..storage.plan import check_remainders
+from ..storage.tree import BOOLS, NUMBERS, PAGED, Leaves, per_leaf, spread
 from .choice import Axes, matrices_in
 from .newton_schulz import Iterations, orthogonalized
 from .options import by_path, function_of, of_mu
+from .parts import Parts
 from .passes import directions, joined, writing
 from .stack import Stack
 from .whole import check_memory, whole_matrices
@@ -58,37 +60,6 @@ class Arguments(NamedTuple):
     mask: Any
 
 
-class Parts(NamedTuple):
-    """A tree's two optimizers.
-
-    Attributes:
-      axes: of each leaf; None where it is no matrix.
-      muon: of the matrices.
-      adam: of the rest.
-    """
-
-    axes: list[Axes | None]
-    muon: Optimizer
-    adam: Optimizer
-
-    def split(self, tree: Leaves) -> tuple[Any, Any]:
-        """The matrices, and the rest."""
-        return tuple(
-            tree.replaced(
-                [
-                    x if (axes is None) == rest else optax.MaskedNode()
-                    for x, axes in zip(tree.leaves, self.axes, strict=True)
-                ]
-            )
-            for rest in (False, True)
-        )  # type: ignore[return-value]
-
-    def merged(self, muon: Sequence[Any], adam: Sequence[Any]) -> list[Any]:
-        """What belongs to each leaf, in the order of the tree."""
-        one, other = iter(muon), iter(adam)
-        return [next(other if axes is None else one) for axes in self.axes]
-
-
 @dataclass(frozen=True, eq=False)
 class MatrixOptimizer(Stepper):
     """What `init` and steps do, as `Optimizer`'s are called.
@@ -99,6 +70,7 @@ class MatrixOptimizer(Stepper):
       settings: of both.
       orthogonal: how.
       arguments: which leaves are matrices.
+      one_rate: whether both have the same learning rate.
     """
 
     muon: Optimizer
@@ -106,6 +78,7 @@ class MatrixOptimizer(Stepper):
     settings: Settings
     orthogonal: Orthogonal
     arguments: Arguments
+    one_rate: bool
     _parts: dict[Any, Parts] = field(default_factory=dict, init=False)
 
     def parts(self, params: Any, tree: Leaves) -> Parts:
@@ -121,33 +94,67 @@ class MatrixOptimizer(Stepper):
 
     def _made(self, params: Any, tree: Leaves) -> Parts:
         axes = matrices_in(*self.arguments, self.settings.layer_axes, params, tree)
+        check_remainders(self.settings, tree)
         settings = by_path(self.settings, tree)
         own = replace(settings, state=of_mu(settings.state, self.adam.rule))
         parts = Parts(axes, self.muon, self.adam)
-        masks = {}
-        for name, mask in self.muon.masks.items():
-            masks[name] = mask
-            if tree.leaves and mask is not None and not callable(mask):
-                flat = spread(f"weight_decay_{name}", mask, tree, BOOLS)
-                masks[name], _ = parts.split(tree._replace(leaves=flat))
+        masks = [self._masks(parts, k, tree) for k in (0, 1)]
         decay = self.muon.weight_decay
         if tree.leaves and is_by_leaf(decay) and not callable(decay):
             decay = function_of("weight_decay", decay, tree, NUMBERS)
+        both = {"whole": False}
         return Parts(
             axes,
-            replace(self.muon, settings=own, masks=masks, weight_decay=decay),
-            replace(self.adam, settings=settings),
+            replace(
+                self.muon, settings=own, masks=masks[0], weight_decay=decay, **both
+            ),
+            replace(self.adam, settings=settings, masks=masks[1], **both),
         )
+
+    def _masks(self, parts: Parts, k: int, tree: Leaves) -> dict[str, Any]:
+        """Those of one part, where trees are like all parameters."""
+        masks = dict((self.muon, self.adam)[k].masks)
+        mask = masks["mask"]
+        if tree.leaves and mask is not None and not callable(mask):
+            flat = spread("weight_decay_mask", mask, tree, BOOLS)
+            masks["mask"] = parts.split(tree._replace(leaves=flat))[k]
+        return masks
+
+    # ------------------------------------------------------------- for integrations
+
+    @property
+    def rate(self) -> Any:
+        """Of the matrices."""
+        return self.muon.learning_rate
+
+    def with_rate(self, rate: Any) -> "MatrixOptimizer":
+        """For both parts, unless AdamW has a rate of its own."""
+        muon = replace(self.muon, learning_rate=rate)
+        adam = replace(self.adam, learning_rate=rate) if self.one_rate else self.adam
+        return replace(self, muon=muon, adam=adam)
+
+    def each(self, change: Callable[[Optimizer], Optimizer]) -> "MatrixOptimizer":
+        """With both parts changed."""
+        return replace(self, muon=change(self.muon), adam=change(self.adam))
 
     # ------------------------------------------------------- as `Optimizer` has them
 
     def init(self, params: Any) -> MuonState:
         """A fresh state, sharded like the parameters."""
         tree = Leaves.of(params)
-        parts = self.parts(params, tree)
+        pages = self._pages(tree, self.places(tree))
+        parts = self.parts(params, tree).paged(tree, pages)
         self._check_memory(parts.axes, tree)
         muon, adam = parts.split(tree)
         return MuonState(parts.muon.init(muon), parts.adam.init(adam))
+
+    def _pages(
+        self, tree: Leaves, where: Places, platform: str | None = None
+    ) -> list[Paging]:
+        """Where states are, if `paged="auto"` leaves it open: that depends on all."""
+        if "auto" not in per_leaf("paged", self.settings.paged, tree, PAGED):
+            return []
+        return pagings(self.settings, tree, self.records(tree), where, platform)
 
     def _check_memory(self, axes: Sequence[Axes | None], tree: Leaves) -> None:
         how = self.orthogonal
@@ -195,7 +202,8 @@ class MatrixOptimizer(Stepper):
         platform: str | None = None,
     ) -> list[Work]:
         """What a step has to do for each leaf."""
-        parts = self.parts(params, tree)
+        pages = self._pages(tree, where, platform)
+        parts = self.parts(params, tree).paged(tree, pages)
         columns: tuple[Any, ...] = (tree.leaves, records, *where, dtypes)
         split = parts.split(tree._replace(leaves=[*range(len(records))]))
         found = []
@@ -208,7 +216,9 @@ class MatrixOptimizer(Stepper):
             places = Places(home, stepped)
             given = (some, masked, kept, places, types, in_place, platform)
             found.append(part.work(*given))
-        return parts.merged(*found)
+        both = parts.merged(*found)
+        pairs = zip(both, pages or [w.paging for w in both], strict=True)
+        return [w._replace(paging=paging) for w, paging in pairs]
 
     # ---------------------------------------------------------------------- steps
 
@@ -222,7 +232,7 @@ class MatrixOptimizer(Stepper):
                 "tx.init or the last step returned"
             )
         g, p = Leaves.of(grads), Leaves.of(params)
-        parts = self.parts(params, p)
+        parts = self.parts(params, p).paged(p, self._pages(p, self.places(p)))
         if len(g.leaves) != len(p.leaves):
             raise ValueError(
                 f"{len(g.leaves)} gradients for {len(p.leaves)} parameters: give trees "
@@ -244,8 +254,9 @@ class MatrixOptimizer(Stepper):
     ) -> list[tuple[Any, Any]]:
         """Both parts, with limits on gradients that see all leaves."""
         joint = joined(muon.step, adam.step)
-        passed = operands(self.settings, None, joint, {}, muon.state.count)
         n = len(muon.step.work)
+        past = _histories(muon, adam)
+        passed = operands(self.settings, None, joint, past, muon.state.count)
         scalars = [passed.scalars[:n], passed.scalars[n:]]
         steps = [
             begun.step._replace(scalars=own)
@@ -259,8 +270,11 @@ class MatrixOptimizer(Stepper):
             for a, b in zip(first[:n], second, strict=True)
         ]
         return [
-            begun.end(own, Operands([], passed.take, dict(begun.state.extra)))
-            for begun, own in ((muon, written), (adam, first[n:]))
+            begun.end(own, Operands([], passed.take, {**begun.state.extra, **known}))
+            for begun, own, known in (
+                (muon, written, {name: x[:n] for name, x in passed.extra.items()}),
+                (adam, first[n:], {name: x[n:] for name, x in passed.extra.items()}),
+            )
         ]
 
     def _orthogonal(
@@ -281,6 +295,13 @@ class MatrixOptimizer(Stepper):
             tuple(jnp.asarray(x, jnp.float32) for x in given),
             how.largest,
         )
+
+
+def _histories(muon: Begun, adam: Begun) -> dict[str, jax.Array]:
+    """What `percentile_clipping` knows of each leaf, of both parts."""
+    name = "clip_history"
+    both = [x.state.extra[name] for x in (muon, adam) if name in x.state.extra]
+    return {name: jnp.concatenate(both)} if both else {}
 
 
 @dataclass(frozen=True)

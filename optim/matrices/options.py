@@ -16,6 +16,7 @@ from ..storage.tree import (
     AXIS,
     NAMES,
     NUMBERS,
+    PAGED,
     SHARDINGS,
     SIZES,
     Kind,
@@ -33,6 +34,7 @@ _PER_LEAF: dict[str, Kind] = {
     "layer_axes": AXES,
     "lr_scale": NUMBERS,
     "backend": NAMES,
+    "paged": PAGED,
     "sharding": SHARDINGS,
 }
 

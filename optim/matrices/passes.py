@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from octavo.pallas_kernels import Leaf
 
 from ..sgd import DESCENT
+from ..sharding.hosting import Paging
 from ..stepping.operands import Step
 
 
@@ -51,7 +52,9 @@ def writing(step: Step, directions: Sequence[jax.Array]) -> Step:
         if not program.in_place:  # updates are of the gradient's type
             direction = direction.astype(w.dtypes[0])
         dtypes = (direction.dtype, *w.dtypes[1:])
-        work.append(w._replace(program=program, backend=None, dtypes=dtypes))
+        paging = w.paging if program.storage.has_remainder else Paging(None)
+        given = {"program": program, "dtypes": dtypes, "paging": paging}
+        work.append(w._replace(backend=None, **given))
         leaves.append(Leaf(direction, leaf.p, (), (), leaf.remainder))
         scalars.append(s._replace(rule=(), clip=None, clip_value=None))
     return step._replace(work=work, leaves=leaves, scalars=scalars)

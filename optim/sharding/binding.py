@@ -75,7 +75,9 @@ def check_boxes(params: Any, records: Sequence[Storage]) -> None:
         return
     from flax import nnx
 
-    boxes, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=_says)
+    flat, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=_says)
+    # Muon's two states have empty boxes where a leaf is the other's.
+    boxes = [(path, box) for path, box in flat if jax.tree.leaves(box)]
     for (path, box), record in zip(boxes, records, strict=True):
         where, blocks = _by_metadata(box), record.blocks
         if where is None or not record.quantized:

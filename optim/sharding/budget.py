@@ -106,14 +106,17 @@ def shares_of(
       page_bytes: most bytes of a chunk.
     """
     # Other leaves have entries that no step reads where one has scales, or a remainder.
-    slots = range(len(records[0].formats)) if records else ()
-    scaled = [any(r.formats[k].quantized for r in records) for k in slots]
+    most = max((len(r.formats) for r in records), default=0)
+    scaled = [
+        any(r.formats[k].quantized for r in records if k < len(r.formats))
+        for k in range(most)
+    ]
     rounded = any(r.has_remainder for r in records)
     found = []
     rows = zip(leaves, records, params, states, strict=True)
     for leaf, record, own, sharding in rows:
         read, unread = [], []
-        for k in slots:
+        for k in range(len(record.formats)):
             read.append(record.codes(k))
             if scaled[k]:
                 into = read if record.formats[k].quantized else unread

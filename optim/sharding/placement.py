@@ -1,7 +1,7 @@
 """On which devices arrays are: what users say, what types say, and what is made."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
@@ -21,7 +21,7 @@ from ..checks import is_traced
 from ..storage.memory import HOST, full_on_host
 from ..storage.shards import mesh_axes
 from ..storage.tree import SHARDINGS, Leaves, per_leaf
-from .geometry import fitting, is_explicit, resharded, shards
+from .geometry import fitting, is_explicit, padded_spec, resharded, shards
 
 
 def placements(option: Any, tree: Leaves) -> list[NamedSharding | None]:
@@ -93,12 +93,26 @@ def constrained(x: jax.Array, sharding: NamedSharding | None) -> jax.Array:
     """Within jit: an array sharded so, as far as its mesh says."""
     if sharding is None:
         return x
-    types = set(sharding.mesh.axis_types)
-    if types == {AxisType.Explicit}:
-        return resharded(x, NamedSharding(sharding.mesh.abstract_mesh, sharding.spec))
-    if AxisType.Explicit in types:  # XLA decides, and the arguments of jit
-        return x
-    return lax.with_sharding_constraint(x, sharding)
+    mesh, spec = sharding.mesh, padded_spec(sharding, x.ndim)
+    types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    if AxisType.Explicit not in types.values():
+        return lax.with_sharding_constraint(x, sharding)
+    abstract_mesh: Any = mesh.abstract_mesh
+    if AxisType.Auto not in types.values():
+        return resharded(x, NamedSharding(abstract_mesh, sharding.spec))
+    # Of axes of both types, those that are in the types of arrays, and then the others.
+    explicit, automatic = (
+        NamedSharding(abstract_mesh, _over(spec, {n for n in types if types[n] == t}))
+        for t in (AxisType.Explicit, AxisType.Auto)
+    )
+    x = jax.sharding.reshard(x, explicit)
+    return lax.with_sharding_constraint(x, automatic)
+
+
+def _over(spec: Sequence[Any], names: Collection[str]) -> PartitionSpec:
+    """A spec with these axes of the mesh alone."""
+    kept = (tuple(n for n in mesh_axes(axis) if n in names) for axis in spec)
+    return PartitionSpec(*(axes or None for axes in kept))
 
 
 def full(shardings: Any, tree: Leaves, option: str = "sharding") -> list[NamedSharding]:

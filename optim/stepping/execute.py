@@ -26,6 +26,7 @@ from ..sharding.geometry import (
     resharded,
     starts,
 )
+from ..sharding.placement import constrained
 from .tasks import Sharded, Task, Whole
 from .turns import after, run_in_turn
 
@@ -122,11 +123,7 @@ def _at_home(task: Any, found: Any) -> Any:
         return found
     name = "p" if task.program.in_place else "g"
     x = getattr(found, name)
-    if is_explicit(task.home):
-        x = resharded(x, task.home)
-    else:
-        x = lax.with_sharding_constraint(x, task.home)
-    return found._replace(**{name: x})
+    return found._replace(**{name: constrained(x, task.home)})
 
 
 def _regions(tasks: Sequence[Any], inside: Sequence[int]) -> list[Sequence[int]]:

@@ -1,6 +1,6 @@
 """What the functions of a transformation do."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -17,7 +17,7 @@ from ..sharding.binding import check_boxes
 from ..sharding.finer import Places, places
 from ..sharding.hosting import pagings
 from ..sharding.placement import committed, everywhere, filled
-from ..storage.plan import plan, quantizes
+from ..storage.plan import check_remainders, plan, quantizes
 from ..storage.state import (
     REMAINDER,
     State,
@@ -47,6 +47,7 @@ class Optimizer(Stepper):
     settings: Settings
     weight_decay: Any
     masks: dict[str, Any]
+    whole: bool = True  # its trees are all parameters, no part of them
     _planned: dict[Any, list[Storage]] = field(default_factory=dict, init=False)
 
     @cached_property
@@ -67,12 +68,29 @@ class Optimizer(Stepper):
         forms = ((jnp.shape(x), jnp.result_type(x)) for x in tree.leaves)
         key = tree.names, tuple(forms)
         if key not in self._planned:
+            if self.whole:
+                check_remainders(self.settings, tree)
             self._planned[key] = plan(self.settings, self.rule.slots, tree)
         return self._planned[key]
 
     def places(self, tree: Leaves) -> Places:
         """Where each leaf is, and its state."""
         return places(self.settings.sharding, self.settings.state_sharding, tree)
+
+    # ------------------------------------------------------------- for integrations
+
+    @property
+    def rate(self) -> Any:
+        """The learning rate."""
+        return self.learning_rate
+
+    def with_rate(self, rate: Any) -> "Optimizer":
+        """With another one."""
+        return replace(self, learning_rate=rate)
+
+    def each(self, change: Callable[["Optimizer"], "Optimizer"]) -> "Optimizer":
+        """It has no other in it."""
+        return change(self)
 
     # ---------------------------------------------------------------------- init
 

@@ -1,8 +1,9 @@
 """What `update` and `step` of every optimizer have in common."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Self
 
 from octavo.pallas_kernels import Storage
 
@@ -20,6 +21,24 @@ class Stepper(ABC):
     """
 
     settings: Settings
+
+    @property
+    @abstractmethod
+    def rate(self) -> Any:
+        """The learning rate: a number or a schedule."""
+
+    @abstractmethod
+    def with_rate(self, rate: Any) -> "Stepper":
+        """The same with another learning rate."""
+
+    @abstractmethod
+    def each(self, change: Callable[[Any], Any]) -> "Stepper":
+        """The same with another `Optimizer` in the place of each."""
+
+    def with_sharding(self, sharding: Any) -> Self:
+        """The same, for parameters that are sharded so."""
+        settings = replace(self.settings, sharding=sharding)
+        return replace(self, settings=settings)  # type: ignore[type-var]
 
     @property
     @abstractmethod

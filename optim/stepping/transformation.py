@@ -1,6 +1,5 @@
 """From a rule and options to an optax transformation with a fused step."""
 
-from dataclasses import replace
 from typing import Any
 
 import optax
@@ -23,7 +22,7 @@ class Transformation(optax.GradientTransformationExtraArgs):
       optimizer: the rule, the options, and what runs them.
     """
 
-    optimizer: Any  # a Stepper; integrations know which
+    optimizer: Stepper
 
     def __new__(cls, optimizer: Stepper) -> "Transformation":
         made = super().__new__(cls, optimizer.init, optimizer.update)  # type: ignore
@@ -82,8 +81,7 @@ class Transformation(optax.GradientTransformationExtraArgs):
         found = bound(params)
         if found is None:
             return self
-        settings = replace(self.optimizer.settings, sharding=found)
-        return Transformation(replace(self.optimizer, settings=settings))
+        return Transformation(self.optimizer.with_sharding(found))
 
 
 def fused(

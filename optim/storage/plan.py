@@ -76,18 +76,23 @@ def _weights(
         name = DEFAULT_WEIGHTS if name is None else name
         short = has_16_bits(record.dtype)
         if settings.rounds_by_leaf and not short:
-            _check_no_remainder(name, path, record)
+            _check_no_remainder(name, path, record.dtype)
         found.append(name if short and record.steps else None)
-    none = not any(has_16_bits(record.dtype) for record in records)
-    if settings.keeps_remainders and not settings.rounds_by_leaf and none:
-        _check_no_remainder(settings.weights, tree.names[0], records[0])
     return found
 
 
-def _check_no_remainder(name: Any, path: str, record: Storage) -> None:
-    if remainder_dtype(name) is not None:
+def check_remainders(settings: Settings, tree: Leaves) -> None:
+    """Raise ValueError where remainders are wanted, and no parameter can have one."""
+    dtypes = [np.dtype(jnp.result_type(leaf)) for leaf in tree.leaves]
+    if not dtypes or settings.rounds_by_leaf or any(map(has_16_bits, dtypes)):
+        return
+    _check_no_remainder(settings.weights, tree.names[0], dtypes[0])
+
+
+def _check_no_remainder(name: Any, path: str, dtype: Any) -> None:
+    if name is not None and remainder_dtype(name) is not None:
         raise ValueError(
-            f"weights={name!r}{at(path)}: {record.dtype} parameters have no remainder, "
+            f"weights={name!r}{at(path)}: {dtype} parameters have no remainder, "
             "only bfloat16 and float16 ones. Leave weights out, or convert the "
             "parameters to bfloat16; for some leaves alone write "
             "weights=lambda path: 'remainder8' if path in ... else None"
