@@ -10,6 +10,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 
 from octavo.pallas_kernels import InOptax, Storage
 
+from .sharding.geometry import of_parameter
 from .storage.memory import DEVICE, on_device, put
 from .storage.muon import MuonState, apart, merged
 from .storage.state import State, scale_name
@@ -159,7 +160,10 @@ def decoded(
         moment = _decode(record, slot, free, freed(scales), freed(reference))
     if not isinstance(codes, jax.Array):
         return moment
-    return jax.device_put(moment, codes.sharding.with_memory_kind(DEVICE))
+    where = codes.sharding.with_memory_kind(DEVICE)
+    if record.folded and isinstance(where, NamedSharding):
+        where = of_parameter(where, codes.ndim)
+    return jax.device_put(moment, where)
 
 
 def encoded(
@@ -198,6 +202,15 @@ def freed(x: Any) -> Any:
     sharding = getattr(x, "sharding", None)
     named = isinstance(sharding, NamedSharding)
     return jax.device_put(x, automatic(sharding)) if named else x
+
+
+def reshaped(x: Any, shape: tuple[int, ...]) -> jax.Array:
+    """An array with its rows in groups, or without; see `Storage.folded`."""
+    if x.shape == shape:
+        return x
+    free = freed(x)
+    with mesh_of(free):
+        return jnp.reshape(free, shape)
 
 
 def mesh_of(x: Any = None) -> Any:

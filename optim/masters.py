@@ -16,7 +16,7 @@ from octavo.pallas_kernels import (
     split,
 )
 
-from .convert import freed, mesh_of
+from .convert import freed, mesh_of, reshaped
 from .storage.memory import on_device, put
 from .storage.muon import MuonState, apart, merged
 from .storage.state import REMAINDER, State, states_in
@@ -113,7 +113,7 @@ def from_masters(state: _S, weights: Any) -> tuple[Any, _S]:
         with mesh_of(free):
             p, r = _split(free, record.dtype, record.weights)
         params.append(jax.device_put(p, getattr(x, "sharding", None)))
-        kept.append(put(r, remainder.sharding))
+        kept.append(put(reshaped(r, record.remainder.shape), remainder.sharding))
     new: dict[str, Any] = {REMAINDER: old.replaced(kept)}
     return tree.replaced(params), state._replace(**new)
 
@@ -140,6 +140,8 @@ def _master(p: Any, remainder: Any) -> Any:
     if not has_16_bits(jnp.result_type(p)):
         return p
     # Where nothing is kept of a leaf, there are zeros of another shape, or of this one.
+    if remainder is not None and remainder.ndim > jnp.ndim(p) > 0:
+        remainder = on_device(remainder).reshape(jnp.shape(p))
     if remainder is None or remainder.shape != jnp.shape(p):
         return jnp.asarray(p).astype(jnp.float32)
     return whole(p, on_device(remainder), keeping(remainder.dtype.itemsize))

@@ -8,6 +8,7 @@ from .backends import Choice as Choice
 from .backends import choose as choose
 from .backends import run as run
 from .backends import run_all as run_all
+from .folding import unfolded as unfolded
 from .formats import FORMATS as FORMATS
 from .formats import ORTHOGONAL as ORTHOGONAL
 from .formats import SLOW as SLOW

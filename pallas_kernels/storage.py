@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .arithmetic import inverse_root, root
+from .folding import CODE_ROWS, SCALE_ROWS, folded, row_unit
 from .formats import Format, widened
 from .layout import Blocks, merge, split
 from .rule import InOptax
@@ -53,12 +54,14 @@ class Storage:
       blocks: the parameter's shape, and which of its values share a scale.
       slots: how each moment is stored.
       weights: how the parameter is, if it has 16 bits and is known; else None.
+      folded: whether rows of its arrays are grouped, for host memory: see `folding`.
     """
 
     dtype: np.dtype[Any]
     blocks: Blocks
     slots: tuple[StoredSlot, ...]
     weights: Weights | None = None
+    folded: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -109,7 +112,8 @@ class Storage:
         dtype = remainder_dtype(self.weights)
         if dtype is None:
             return jax.ShapeDtypeStruct(self.blocks.scale_shape, jnp.int8)
-        return jax.ShapeDtypeStruct(self.shape, dtype)
+        shape = folded(self.shape, CODE_ROWS) if self.folded else self.shape
+        return jax.ShapeDtypeStruct(shape, dtype)
 
     def codes(self, k: int) -> jax.ShapeDtypeStruct:
         """The codes of slot k, or its moments themselves where it is not quantized."""
@@ -117,12 +121,17 @@ class Storage:
         shape = self.shape if slot.shape is None else slot.shape
         if slot.format.packed > 1:
             shape = _packed(slot.format, self.blocks).shape
+        shape = folded(shape, CODE_ROWS) if self.folded else shape
         return jax.ShapeDtypeStruct(shape, slot.dtype)
 
     def scales(self, k: int) -> jax.ShapeDtypeStruct:
         """The scales of slot k: also where it is not quantized, and they are unused."""
-        del k
-        return jax.ShapeDtypeStruct(self.blocks.scale_shape, jnp.bfloat16)
+        shape, groups = (
+            self.blocks.scale_shape,
+            self.folded and self.formats[k].quantized,
+        )
+        shape = folded(shape, SCALE_ROWS) if groups else shape
+        return jax.ShapeDtypeStruct(shape, jnp.bfloat16)
 
     def initial(self, k: int) -> tuple[Any, Any]:
         """The code and the scale with which slot k starts, as numbers."""
@@ -139,6 +148,16 @@ class Storage:
             scale = slot.format.scale(slot.format.magnitude(x[:1]))
             code = packed(slot.format, slot.format.encode(x, scale), 0)
             return np.asarray(code)[0], np.asarray(scale)[0]
+
+    @cached_property
+    def unfolded(self) -> "Storage":
+        """The record of the same leaf with rows one by one, as kernels want them."""
+        return replace(self, folded=False)
+
+    @cached_property
+    def row_unit(self) -> int:
+        """How many rows of the parameter are whole groups in each of its arrays."""
+        return row_unit(self.blocks, self.formats)
 
     def shard(self, parts: Sequence[int]) -> "Storage":
         """The record of one shard, the parameter's axes being partitioned so."""
@@ -177,9 +196,11 @@ class Storage:
           reference: the moment of its slot of reference, if it has one.
         """
         form = self.slots[k].format
+        codes = codes.reshape(self.unfolded.codes(k).shape)
         if not form.quantized:
             return codes.astype(jnp.promote_types(codes.dtype, jnp.float32))
         assert scales is not None
+        scales = scales.reshape(self.blocks.scale_shape)
         wide = jnp.expand_dims(scales.astype(jnp.float32), self.blocks.within)
         moment = merge(form.decode(self.split_codes(k, codes), wide), self.blocks)
         return moment if reference is None else moment * root(reference)
@@ -197,12 +218,13 @@ class Storage:
             ratio = moment.astype(jnp.float32) * inverse_root(reference)
             moment = jnp.where(reference > 0.0, ratio, 0.0)
         if not form.quantized:
-            return moment.astype(dtype), None
+            return moment.astype(dtype).reshape(self.codes(k).shape), None
         within = self.blocks.within
         parts = split(moment.astype(jnp.float32), self.blocks)
         scales = form.scale(jnp.max(form.magnitude(parts), axis=within, keepdims=True))
         codes = self.merge_codes(k, form.encode(parts, scales).astype(dtype))
-        return codes, jnp.squeeze(scales, within).astype(jnp.bfloat16)
+        scales = jnp.squeeze(scales, within).astype(jnp.bfloat16)
+        return codes.reshape(self.codes(k).shape), scales.reshape(self.scales(k).shape)
 
     def split_codes(self, k: int, codes: jax.Array) -> jax.Array:
         """The codes of slot k one by one, in 32 bits, each block on an axis of its own.

@@ -87,8 +87,9 @@ def _in_smaller_shards(tx: Any) -> Tree:
 
 WRAPPED: dict[str, Callable[[Any], Tree]] = {
     "chain": lambda tx: stepped(optax.chain(optax.identity(), tx), values(0))[0],
+    # Momentum is stored otherwise where beta is not known: an array, which may grow.
     "inject_hyperparams": lambda _: stepped(
-        optax.inject_hyperparams(optim.muon)(RATE), values(0)
+        optax.inject_hyperparams(optim.muon, static_args="beta")(RATE), values(0)
     )[0],
     "accumulate": lambda tx: stepped(optim.accumulate(tx, 1), values(0))[0],
     "TrainState": _in_train_state,

@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding
 
 from octavo.pallas_kernels import Storage
 
-from ..convert import mesh_of
+from ..convert import mesh_of, reshaped
 from ..stepping.norms import HISTORY
 from ..storage.memory import put
 from ..storage.state import State, scale_name
@@ -54,6 +54,12 @@ class Match:
         self._moves: dict[tuple[str, ...], Move] = {}
         inside = {p for p in target.taken for s in target.states if below(p, s)}
         leaves = flat(target.tree)
+        # Whether rows are in groups is no difference.
+        self._grouped = {
+            join(path, leaf): tuple(np.shape(x))
+            for path, state in target.states.items()
+            for leaf, x in flat(state.trees).items()
+        }
         for path in sorted(target.taken - inside):
             self._move_leaf(path, leaves[path])
         self._check_unused([path.partition("/")[0] for path in target.states])
@@ -67,8 +73,10 @@ class Match:
         found: dict[str, NamedSharding | None] = {}
         for goals, move in self._moves.items():
             for k, path in enumerate(move.reads):
-                sharding = self._target.shardings.get(goals[min(k, len(goals) - 1)])
-                found[path] = loaded_as(sharding, tuple(self._arrays[path].shape))
+                goal = goals[min(k, len(goals) - 1)]
+                sharding, rank = self._target.shardings.get(goal), self._rank(goal)
+                shape = tuple(self._arrays[path].shape)
+                found[path] = loaded_as(sharding, shape, rank)
         return found
 
     def fill(self, arrays: Mapping[str, jax.Array]) -> dict[str, Any]:
@@ -81,8 +89,15 @@ class Match:
             for goal, x in zip(goals, made, strict=True):
                 if x is not None:
                     where = self._target.shardings.get(goal)
+                    if goal in self._grouped:
+                        x = reshaped(x, self._grouped[goal])
                     values[goal] = x if where is None else put(x, where)
         return values
+
+    def _rank(self, goal: str) -> int | None:
+        """Of an array of the target that belongs to a parameter's state; else None."""
+        shape = self._grouped.get(goal)
+        return None if shape is None else len(shape)
 
     # ------------------------------------------------------------ leaves as they are
 

@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding
 from octavo.pallas_kernels import Storage
 
 from ..convert import FROM_OPTAX, automatic, decoded, encoded
-from ..sharding.geometry import fitting
+from ..sharding.geometry import fitting, of_parameter, of_state
 from ..storage.memory import on_device
 from .checksum import is_key
 from .description import form
@@ -99,8 +99,12 @@ def shown(how: Storage, slot: int, codes: Any) -> str:
     return f"{name} in blocks of {blocks.size} along axis {blocks.axis}"
 
 
-def loaded_as(sharding: Any, shape: tuple[int, ...]) -> Any:
-    """Where to load an array that becomes one with this sharding."""
+def loaded_as(sharding: Any, shape: tuple[int, ...], rank: int | None = None) -> Any:
+    """Where to load an array that becomes one with this sharding, and of this rank."""
+    if isinstance(sharding, NamedSharding) and rank is not None:
+        sharding = of_state(sharding, shape, rank)
+        if len(shape) == rank - 1:
+            sharding = of_parameter(sharding, rank)
     if not isinstance(sharding, NamedSharding) or len(sharding.spec) > len(shape):
         single = sharding is not None and len(sharding.device_set) == 1
         return sharding if single else None

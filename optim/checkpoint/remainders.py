@@ -181,5 +181,5 @@ def _parts(
     """A parameter of a type with its remainder, from one that is stored otherwise."""
     x = p.astype(jnp.float32)
     if before is not None and remainder is not None:
-        x = whole(p, remainder, before)
+        x = whole(p, remainder.reshape(p.shape), before)
     return in_parts(x, dtype, wanted)

@@ -65,8 +65,12 @@ def octavo_sources(saved: Saved, verify: bool) -> list[Source]:
         tag = path.rpartition("/")[2]
         slots = slots_in(tag)
         first = join(root, slots[0] if slots else REMAINDER)
-        leaves = [p[len(first) :].lstrip("/") for p in saved.arrays if below(p, first)]
-        records = read_table(loaded[path], leaves, tag)
+        shapes = {
+            p[len(first) :].lstrip("/"): tuple(x.shape)
+            for p, x in saved.arrays.items()
+            if below(p, first)
+        }
+        records = read_table(loaded[path], shapes, tag)
         sources.append(Source(root, slots, records, join(root, "count")))
     return sources
 

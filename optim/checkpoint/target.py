@@ -10,7 +10,7 @@ from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from octavo.pallas_kernels import Storage
 
-from ..sharding.geometry import fitting
+from ..sharding.geometry import fitting, of_state
 from ..sharding.placement import abstract, full
 from ..sharding.states import made
 from ..storage.memory import HOST
@@ -136,8 +136,10 @@ def _shardings(
     if sharding is None:
         return {p: x.sharding for p, x in ours.items() if _is_placed(p, x)}
     params = Leaves.of(_parameters(tree))
-    given = dict(zip(params.paths, full(sharding, params), strict=True))
-    everywhere = NamedSharding(next(iter(given.values())).mesh, PartitionSpec())
+    ranks = [len(np.shape(x)) for x in params.leaves]
+    found_for = zip(full(sharding, params), ranks, strict=True)
+    given = dict(zip(params.paths, found_for, strict=True))
+    everywhere = NamedSharding(next(iter(given.values()))[0].mesh, PartitionSpec())
     states = states_of(tree)
     moments = {p for path, state in states.items() for p in _trees(path, state)}
     others = {p for p in ours if p not in moments and any(below(p, s) for s in states)}
@@ -150,14 +152,14 @@ def _shardings(
 def _hosted(
     tx: Any,
     params: Leaves,
-    given: Mapping[str, NamedSharding],
+    given: Mapping[str, tuple[NamedSharding, int]],
     states: Mapping[str, State],
 ) -> set[str]:
     """Paths of the arrays that the optimizer keeps in host memory."""
     if not hasattr(tx, "init"):
         return set()
     shapes = params.replaced([abstract(x) for x in params.leaves])
-    _, spaces = made(tx, shapes, list(given.values()))
+    _, spaces = made(tx, shapes, [sharding for sharding, _ in given.values()])
     fields = {path.partition("/")[0] for path in states}
     hosted = {p for p, s in flat(spaces).items() if s == jax.memory.Space.Host}
     return {join(field, path) for field in fields for path in hosted}
@@ -185,11 +187,13 @@ def _trees(path: str, state: State) -> list[str]:
 
 
 def _like_parameter(
-    path: str, shape: tuple[int, ...], given: Mapping[str, NamedSharding]
+    path: str,
+    shape: tuple[int, ...],
+    given: Mapping[str, tuple[NamedSharding, int]],
 ) -> NamedSharding | None:
     parts = path.split("/")
     for k in range(len(parts) + 1):
-        sharding = given.get("/".join(parts[k:]))
-        if sharding is not None and len(sharding.spec) <= len(shape):
-            return fitting(sharding, shape)
+        found = given.get("/".join(parts[k:]))
+        if found is not None and len(found[0].spec) <= len(shape):
+            return fitting(of_state(found[0], shape, found[1]), shape)
     return None

@@ -36,21 +36,53 @@ def padded_spec(sharding: NamedSharding, rank: int) -> tuple[Any, ...]:
     return (*sharding.spec, *(None,) * (rank - len(sharding.spec)))
 
 
+def of_state(
+    sharding: NamedSharding, shape: tuple[int, ...], rank: int
+) -> NamedSharding:
+    """How an array of a state is sharded, from the sharding of its parameter.
+
+    Args:
+      sharding: of the parameter.
+      shape: of the array, whose rows may be in groups (`Storage.folded`).
+      rank: of the parameter.
+    """
+    if len(shape) != rank + 1:
+        return sharding
+    *outer, row, column = padded_spec(sharding, rank)
+    spec = PartitionSpec(*outer, row, None, column)
+    kind = sharding.memory_kind
+    return NamedSharding(sharding.mesh, spec, memory_kind=kind)
+
+
+def of_parameter(sharding: NamedSharding, rank: int) -> NamedSharding:
+    """The inverse of `of_state`, for an array of this rank whose rows are in groups."""
+    *outer, _, column = padded_spec(sharding, rank)
+    spec, kind = PartitionSpec(*outer, column), sharding.memory_kind
+    return NamedSharding(sharding.mesh, spec, memory_kind=kind)
+
+
 def is_explicit(sharding: NamedSharding) -> bool:
     """Whether the types of arrays say how they are sharded over this mesh."""
     return all(t == AxisType.Explicit for t in sharding.mesh.axis_types)
 
 
-def resharded(arrays: Any, sharding: NamedSharding) -> Any:
-    """Under explicit axes, arrays as `shard_map` expects them."""
+def resharded(arrays: Any, sharding: NamedSharding, rank: int | None = None) -> Any:
+    """Under explicit axes, arrays as `shard_map` expects them.
+
+    Args:
+      arrays: a tree of them.
+      sharding: of each.
+      rank: of the parameter, where they are of a state; see `of_state`.
+    """
 
     def of(x: jax.Array) -> jax.Array:
         own = jax.typeof(x).sharding
+        there = sharding if rank is None else of_state(sharding, x.shape, rank)
         # What is still to be added up over devices is added up on the way.
         done = not own.mesh.empty and not own.spec.unreduced
-        spec = padded_spec(sharding, x.ndim)
+        spec = padded_spec(there, x.ndim)
         same = done and padded_spec(own, x.ndim) == spec
-        return x if same else jax.sharding.reshard(x, sharding)
+        return x if same else jax.sharding.reshard(x, there)
 
     return jax.tree.map(of, arrays) if is_explicit(sharding) else arrays
 

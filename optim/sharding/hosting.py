@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -11,8 +12,8 @@ from octavo.pallas_kernels import Storage
 
 from ..checks import warn_once
 from ..options import Settings, at
-from ..storage.chunks import chunk_bytes, least_shape
-from ..storage.memory import HOST
+from ..storage.chunks import chunk_bytes, chunk_shape, least_shape
+from ..storage.memory import CUT_AXES, HOST
 from ..storage.tree import PAGED, Leaves, per_leaf
 from .budget import Choice, fitted, reported_bytes, shares_of
 from .finer import Places
@@ -28,10 +29,12 @@ class Paging(NamedTuple):
     Attributes:
       page_bytes: then the most bytes of a chunk; None: it is on the device.
       why: it is there although the option says otherwise, or leaves it open; else "".
+      folded: whether its rows are in groups there, so that a TPU can stream it.
     """
 
     page_bytes: int | None
     why: str = ""
+    folded: bool = False
 
     @property
     def hosted(self) -> bool:
@@ -49,6 +52,22 @@ class _Obstacle(NamedTuple):
 
     why: str = ""
     warning: str = ""
+
+
+def hosted(
+    settings: Settings,
+    tree: Leaves,
+    records: Sequence[Storage],
+    where: Places,
+    platform: str | None = None,
+) -> tuple[list[Storage], list[Paging]]:
+    """How each leaf is stored where its state is in host memory; and whether it is.
+
+    As in `pagings`.
+    """
+    found = pagings(settings, tree, [r.unfolded for r in records], where, platform)
+    pairs = zip(records, found, strict=True)
+    return [replace(record, folded=page.folded) for record, page in pairs], found
 
 
 def pagings(
@@ -89,9 +108,35 @@ def pagings(
         if not asked or why:
             found.append(Paging(None, why if asked else reason))
             continue
-        _check_page(settings.page_bytes, path, records[k], where.state[k])
-        found.append(Paging(settings.page_bytes, reason))
+        own = _shard(records[k], where.state[k])
+        _check_page(settings.page_bytes, path, own)
+        folded = not _unfoldable(own, settings.page_bytes)
+        found.append(Paging(settings.page_bytes, reason, folded))
     return found
+
+
+def _shard(record: Storage, sharding: NamedSharding | None) -> Storage:
+    """What one device has of a leaf."""
+    return (
+        record
+        if sharding is None
+        else record.shard(shards(sharding, len(record.shape)))
+    )
+
+
+def _unfoldable(record: Storage, page_bytes: int) -> str:
+    """Why a TPU cannot stream the state of a leaf, or of a shard of it; else ""."""
+    shape, unit, dtypes = record.shape, record.row_unit, (record.dtype, record.dtype)
+    if len(shape) < 2 or shape[-2] % unit:
+        return f"a TPU streams rows in groups of {unit}"
+    record = replace(record, folded=True)
+    needed = chunk_bytes(record, dtypes, least_shape(record))
+    if needed > page_bytes:
+        return f"a TPU streams {unit} rows at once, with page_bytes={needed}"
+    lengths = chunk_shape(record, dtypes, page_bytes)
+    if sum(n < whole for n, whole in zip(lengths, shape, strict=True)) > CUT_AXES:
+        return f"a TPU streams leaves that are cut along {CUT_AXES} axes at most"
+    return ""
 
 
 def _obstacle(
@@ -121,9 +166,8 @@ def _obstacle(
             _NO_HOST.format(platform=platform_of(sharding)),
         )
     if (platform or platform_of(sharding)) == "tpu":
-        return _Obstacle(
-            "state on the device: on TPU, paged state is not supported yet", _TPU
-        )
+        odd = _unfoldable(_shard(record, sharding), settings.page_bytes)
+        return _Obstacle(f"state on the device: {odd}" if odd else "")
     return _Obstacle()
 
 
@@ -137,13 +181,9 @@ def has_host_memory(sharding: NamedSharding | None) -> bool:
         return True  # a device that is only described, for a compiler
 
 
-def _check_page(
-    page_bytes: int, path: str, record: Storage, sharding: NamedSharding | None
-) -> None:
-    if sharding is not None:
-        record = record.shard(shards(sharding, len(record.shape)))
+def _check_page(page_bytes: int, path: str, record: Storage) -> None:
     dtypes = (record.dtype, record.dtype)
-    least = least_shape(record.blocks)
+    least = least_shape(record)
     needed = chunk_bytes(record, dtypes, least)
     if needed > page_bytes:
         raise ValueError(
@@ -161,9 +201,4 @@ _UNKNOWN = (
 _NO_HOST = (
     "paged: JAX has no memory of the host ('pinned_host') for the {platform} here, so "
     "the state stays on the device. Leave paged out; state='8bit' takes least of it"
-)
-_TPU = (
-    "paged: not supported on TPU yet, so the state stays on the device (its compiler "
-    "would move 8-bit arrays in host memory as a whole for each chunk: docs/paged.md). "
-    "Leave paged out; state='8bit' takes least memory"
 )

@@ -21,7 +21,7 @@ from ..checks import is_traced
 from ..storage.memory import HOST, full_on_host
 from ..storage.shards import mesh_axes
 from ..storage.tree import SHARDINGS, Leaves, per_leaf
-from .geometry import fitting, is_explicit, padded_spec, resharded, shards
+from .geometry import fitting, is_explicit, of_state, padded_spec, resharded, shards
 
 
 def placements(option: Any, tree: Leaves) -> list[NamedSharding | None]:
@@ -162,7 +162,9 @@ def _filled_on_host(
     like: jax.ShapeDtypeStruct, value: Any, leaf: Any, where: NamedSharding | None
 ) -> jax.Array:
     """Such an array in host memory; outside of jit, without passing a device."""
-    fitted: Any = None if where is None else fitting(where, like.shape)
+    fitted: Any = None
+    if where is not None:
+        fitted = fitting(of_state(where, like.shape, jnp.ndim(leaf)), like.shape)
     if is_traced(leaf) or not isinstance(leaf, jax.Array | np.ndarray):
         if fitted is None:
             return full_on_host(like, value)

@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ..storage.memory import HOST
 from ..storage.tree import Leaves
 from .finer import with_states
-from .geometry import fitting
+from .geometry import fitting, of_state
 from .placement import abstract, full
 
 
@@ -65,9 +65,10 @@ def state_sharding(
     finer = getattr(settings, "state_sharding", None)
     states = with_states(given, finer, tree).state
 
-    def of(leaf: Any, sharding: Any) -> Any:
+    def of(leaf: Any, sharding: Any, rank: int) -> Any:
         if isinstance(leaf, optax.MaskedNode):
             return leaf
+        sharding = of_state(sharding, leaf.shape, rank)
         fits = len(sharding.spec) <= len(leaf.shape)
         return fitting(sharding, leaf.shape) if fits else everywhere
 
@@ -76,6 +77,7 @@ def state_sharding(
         of,
         state,
         tree.replaced(states),
+        tree.replaced([len(x.shape) for x in tree.leaves]),
         transform_non_params=lambda _: everywhere,
         is_leaf=lambda x: isinstance(x, optax.MaskedNode),
     )

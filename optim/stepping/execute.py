@@ -21,6 +21,7 @@ from octavo.pallas_kernels import Leaf, Noise, Program, Scalars, run, run_all
 from ..sharding.geometry import (
     fitting,
     is_explicit,
+    of_state,
     origin,
     owned,
     resharded,
@@ -187,7 +188,8 @@ def _in_shards(
         check_vma=False,
     )
     placed = [
-        resharded(leaf, task.sharding) for task, leaf in zip(tasks, leaves, strict=True)
+        resharded(leaf, task.sharding, len(task.program.storage.shape))
+        for task, leaf in zip(tasks, leaves, strict=True)
     ]
     found = mapped(placed, operands, step)
     if not sums:
@@ -233,7 +235,8 @@ def _layers(program: Any) -> int:
 
 def _specs(task: Sharded, leaf: Leaf) -> Any:
     """Each array of a leaf is sharded like the parameter."""
-    return jax.tree.map(lambda _: task.sharding.spec, leaf)
+    rank = len(task.program.storage.shape)
+    return jax.tree.map(lambda x: of_state(task.sharding, x.shape, rank).spec, leaf)
 
 
 def _of_shard(task: Sharded, part: Program, scalars: Scalars) -> Scalars:

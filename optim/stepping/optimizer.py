@@ -15,7 +15,7 @@ from octavo.pallas_kernels import Program, Rule, Scalars, Storage
 from ..options import Settings, check_backend
 from ..sharding.binding import check_boxes
 from ..sharding.finer import Places, places
-from ..sharding.hosting import pagings
+from ..sharding.hosting import hosted
 from ..sharding.placement import committed, everywhere, filled
 from ..storage.plan import check_remainders, plan, quantizes
 from ..storage.state import (
@@ -100,7 +100,8 @@ class Optimizer(Stepper):
         records = self.records(leaves)
         check_boxes(params, records)
         places = self.places(leaves)
-        pages, where = pagings(self.settings, leaves, records, places), places.state
+        records, pages = hosted(self.settings, leaves, records, places)
+        where = places.state
         each = list(zip(records, leaves.leaves, where, pages, strict=True))
         trees = {}
         for k, slot in enumerate(self.rule.slots):
@@ -109,8 +110,8 @@ class Optimizer(Stepper):
                 code, scale = record.initial(k)
                 codes.append(filled(record.codes(k), code, p, sharding, paging.hosted))
                 # What no step reads stays on the device.
-                hosted = paging.hosted and record.formats[k].quantized
-                scales.append((record.scales(k), scale, p, sharding, hosted))
+                there = paging.hosted and record.formats[k].quantized
+                scales.append((record.scales(k), scale, p, sharding, there))
             trees[slot.name] = leaves.replaced(codes)
             if scale_name(slot.name) in self.fields:
                 full = [filled(*args) for args in scales]
@@ -197,11 +198,12 @@ class Optimizer(Stepper):
         if p is None:
             records = self._without_parameters(tree, records)
         check_gradients(g, p, old, records)
+        where = self.places(tree)
+        records, _ = hosted(self.settings, tree, records, where)
         leaves = [
             old.leaf(i, path, record, *_values(record, i, g, p))
             for i, (path, record) in enumerate(zip(tree.paths, records, strict=True))
         ]
-        where = self.places(tree)
         dtypes = [tuple(x.dtype for x in leaf[:2] if x is not None) for leaf in leaves]
         work = self.work(tree, params, records, where, dtypes, in_place)
         warn_of_crossing(work)
@@ -222,6 +224,7 @@ class Optimizer(Stepper):
         platform: str | None = None,
     ) -> list[Work]:
         """What a step has to do for each leaf: static, without its arrays."""
+        records, pages = hosted(self.settings, tree, records, where, platform)
         rules = self._rules(records, params, tree)
         backends = per_leaf("backend", self.settings.backend, tree, NAMES)
         for path, backend in zip(tree.names, backends, strict=True):
@@ -236,7 +239,6 @@ class Optimizer(Stepper):
         )
         rows = (tree.names, programs, where.state, homes, dtypes, backends)
         known = [self.settings.sharding is not None] * len(records)
-        pages = pagings(self.settings, tree, records, where, platform)
         return [Work(*row) for row in zip(*rows, known, pages, strict=True)]
 
     def _rules(

@@ -18,7 +18,16 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from octavo.pallas_kernels import Leaf, Noise, Program, Scalars, choose, run, wrap
+from octavo.pallas_kernels import (
+    Leaf,
+    Noise,
+    Program,
+    Scalars,
+    Storage,
+    choose,
+    run,
+    wrap,
+)
 
 from ..storage.chunks import Grid, chunk_shape, divided, grids_of, part_of
 
@@ -28,7 +37,7 @@ _Index: TypeAlias = Sequence[jax.Array | int]
 def first_chunk(program: Program, dtypes: Sequence[Any], page_bytes: int) -> Program:
     """The program of the largest chunks, for those who choose its backend."""
     shape = chunk_shape(program.storage, dtypes, page_bytes)
-    return replace(program, storage=part_of(program.storage, shape))
+    return replace(program, storage=part_of(program.storage, shape).unfolded)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -39,20 +48,33 @@ def run_paged(
     leaf: Leaf,
     scalars: Scalars,
     noise: Noise,
+    first: jax.Array,
 ) -> Any:
     """What `octavo.pallas_kernels.run` does, for a leaf whose state is on the host.
 
+    Args:
+      backend: of a chunk.
+      program: of the leaf.
+      page_bytes: of a chunk, at most.
+      leaf: its arrays.
+      scalars: operands.
+      noise: likewise.
+      first: number of the first chunk, which is 0; an operand so that it can be made
+        to wait for other leaves.
+
     Returns:
       The leaf after the step, its state on the host; or sums of shape (sums, layers).
+      And zero, once that is done.
     """
     dtypes = [x.dtype for x in (leaf.g, leaf.p) if x is not None]
     leaf = on_host(program.read(leaf))
     sums = jnp.zeros((len(program.sums), program.storage.blocks.layer_count))
     for grid in grids_of(program.storage, dtypes, page_bytes):
         part = replace(program, storage=part_of(program.storage, grid.shape))
+        part = replace(part, storage=part.storage.unfolded)
         chunks = _Chunks(_refit(backend, part, dtypes), program, part, grid)
-        leaf, sums = chunks.passed(leaf, sums, scalars, noise)
-    return sums if program.sums else program.written(leaf)
+        leaf, sums, first = chunks.passed(first, leaf, sums, scalars, noise)
+    return sums if program.sums else program.written(leaf), first
 
 
 def on_host(leaf: Leaf) -> Leaf:
@@ -85,26 +107,32 @@ class _Chunks(NamedTuple):
     grid: Grid
 
     def passed(
-        self, leaf: Leaf, sums: jax.Array, scalars: Scalars, noise: Noise
-    ) -> tuple[Leaf, jax.Array]:
-        """The leaf after it, and sums with those of these chunks."""
+        self,
+        first: jax.Array,
+        leaf: Leaf,
+        sums: jax.Array,
+        scalars: Scalars,
+        noise: Noise,
+    ) -> tuple[Leaf, jax.Array, jax.Array]:
+        """The leaf after it, sums with those of these chunks, and how many are left."""
+        last = self.grid.chunks - 1
 
-        def turn(k: Any, carry: Any) -> Any:
-            leaf, sums, state = carry
-            ahead = self.fetched(leaf, k + 1)
+        def turn(carry: Any, ahead: bool = True) -> Any:
+            k, leaf, sums, state = carry
+            following = self.fetched(leaf, k + 1) if ahead else state
             new = self.new(k, leaf, state, scalars, noise)
             # The next chunk is read before this one is written: else XLA copies the
             # whole array in host memory, in case that they overlap. And it is waited
             # for after the kernel.
-            ahead, new = lax.optimization_barrier((ahead, new))
-            return *self.kept(k, leaf, sums, new), ahead
+            state, new = lax.optimization_barrier((following, new))
+            return k + 1, *self.kept(k, leaf, sums, new), state
 
-        last = self.grid.chunks - 1
-        carry = (leaf, sums, self.fetched(leaf, 0))
+        carry = (first, leaf, sums, self.fetched(leaf, first))
         if last:
-            carry = lax.fori_loop(0, last, turn, carry)
-        leaf, sums, state = carry
-        return self.kept(last, leaf, sums, self.new(last, leaf, state, scalars, noise))
+            carry = lax.while_loop(lambda c: c[0] < last, turn, carry)
+        end = functools.partial(turn, ahead=False)
+        k, leaf, sums, _ = lax.while_loop(lambda c: c[0] <= last, end, carry)
+        return leaf, sums, last + 1 - k
 
     def fetched(self, leaf: Leaf, k: Any) -> Any:
         """The state of chunk k, on the device."""
@@ -121,9 +149,14 @@ class _Chunks(NamedTuple):
         at = self.grid.at(k)
         for first, stride in zip(at, self.part.storage.blocks.strides, strict=True):
             origin = origin + jnp.int32(first) * jnp.int32(wrap(stride))
-        chunk = Leaf(g, p, *state)
+        chunk = Leaf(g, p, *_reshaped(state, self.part.storage))
         own = scalars._replace(ratio=self.ratio(k, scalars.ratio))
-        return run(self.backend, self.part, chunk, own, noise._replace(origin=origin))
+        noise = noise._replace(origin=origin)
+        new = run(self.backend, self.part, chunk, own, noise)
+        if self.program.sums:
+            return new
+        codes, scales, remainder = _reshaped(_state(new), self.stored)
+        return new._replace(codes=codes, scales=scales, remainder=remainder)
 
     def kept(
         self, k: Any, leaf: Leaf, sums: jax.Array, new: Any
@@ -142,6 +175,11 @@ class _Chunks(NamedTuple):
     # ------------------------------------------------------------------ places
 
     @property
+    def stored(self) -> Storage:
+        """How host memory has a chunk."""
+        return replace(self.part.storage, folded=self.program.storage.folded)
+
+    @property
     def whole(self) -> "_Place":
         """Of arrays of the parameter's shape."""
         return _Place(self.part.storage.shape, (1,) * len(self.grid.shape))
@@ -149,7 +187,7 @@ class _Chunks(NamedTuple):
     @property
     def places(self) -> Any:
         """Where each array of the state has a chunk: codes, scales, remainder."""
-        storage = self.part.storage
+        storage = self.stored
         codes = [
             self.place(storage.codes(k).shape, form.packed)
             for k, form in enumerate(storage.formats)
@@ -159,11 +197,9 @@ class _Chunks(NamedTuple):
             self.place(storage.scales(k).shape, size) if form.quantized else None
             for k, form in enumerate(storage.formats)
         ]
-        return (
-            tuple(codes),
-            tuple(scales),
-            self.whole if storage.has_remainder else None,
-        )
+        kept = storage.has_remainder
+        remainder = self.place(storage.remainder.shape, 1) if kept else None
+        return tuple(codes), tuple(scales), remainder
 
     def place(self, shape: tuple[int, ...], per: int) -> "_Place":
         """Of an array with one value for so many along the blocked axis."""
@@ -220,7 +256,25 @@ class _Place:
 
     def index(self, at: _Index) -> list[Any]:
         """Where the chunk starts, from where it starts in the parameter."""
-        return [divided(i, n)[0] for i, n in zip(at, self.per, strict=True)]
+        found = [divided(i, n)[0] for i, n in zip(at, self.per, strict=True)]
+        if len(self.shape) == len(found):
+            return found
+        *outer, row, column = found
+        group, within = divided(row, self.shape[-2])
+        return [*outer, group, within, column]
+
+
+def _reshaped(state: Any, storage: Storage) -> Any:
+    """The state of a chunk with the shapes of this record."""
+    codes, scales, remainder = state
+    return (
+        tuple(x.reshape(storage.codes(k).shape) for k, x in enumerate(codes)),
+        tuple(
+            None if x is None else x.reshape(storage.scales(k).shape)
+            for k, x in enumerate(scales)
+        ),
+        None if remainder is None else remainder.reshape(storage.remainder.shape),
+    )
 
 
 def _state(leaf: Leaf) -> Any:

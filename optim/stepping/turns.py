@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from octavo.pallas_kernels import Leaf, Noise, Program, Scalars
@@ -29,14 +30,32 @@ def run_in_turn(
     """
     found: dict[int, Any] = {}
     order = [k for k, task in enumerate(tasks) if task.page_bytes is not None]
+    ready = [_first_chunk(noises[k].step) for k in order[:1] * 2]
     for turn, k in enumerate(order):
         leaf = leaves[k]
         if turn > 1:
             before = order[turn - 2]
             found[before], leaf = after(found[before], leaf)
         paged: Any = (tasks[k].backend, parts[k], tasks[k].page_bytes)
-        found[k] = run_paged(*paged, leaf, scalars[k], noises[k])
+        given = (leaf, scalars[k], noises[k], ready[turn])
+        found[k], done = run_paged(*paged, *given)
+        ready.append(done)
     return found
+
+
+def _first_chunk(step: jax.Array) -> jax.Array:
+    """Number of the first chunk: zero, and on TPUs in such a way that XLA cannot know.
+
+    It takes barriers out before it decides on the order of things, and unrolls short
+    loops: without any that it cannot count, it would begin to fetch all leaves at once,
+    and keep the last chunk of each until the end. GPUs run loops one after another, and
+    wait for the host in each turn of those that they cannot count.
+    """
+
+    def unknown(x: jax.Array) -> jax.Array:
+        return x * (x + 1) & 1  # of two numbers in a row, one is even
+
+    return lax.platform_dependent(step, tpu=unknown, default=lambda _: jnp.int32(0))
 
 
 def after(found: Any, arrays: _T) -> tuple[Any, _T]:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from octavo.pallas_kernels import Blocks, Storage, nbytes
+from octavo.pallas_kernels import Storage, nbytes
 
 
 class Grid(NamedTuple):
@@ -70,8 +70,13 @@ def grids_of(storage: Storage, dtypes: Sequence[Any], page_bytes: int) -> list[G
 def chunk_shape(
     storage: Storage, dtypes: Sequence[Any], page_bytes: int
 ) -> tuple[int, ...]:
-    """The longest chunk of at most so many bytes: outer axes are cut first."""
-    shape, least = storage.shape, least_shape(storage.blocks)
+    """The longest chunk of at most so many bytes: outer axes are cut first.
+
+    No longer than half of the leaf: what is fetched as a whole waits for nothing.
+    """
+    shape, least = storage.shape, least_shape(storage)
+    half = chunk_bytes(storage, dtypes, shape) // 2
+    page_bytes = max(min(page_bytes, half), chunk_bytes(storage, dtypes, least))
     for k in range(len(shape)):
         lengths = (*least[:k], shape[k], *shape[k + 1 :])
         if chunk_bytes(storage, dtypes, lengths) <= page_bytes:
@@ -84,14 +89,20 @@ def chunk_shape(
     return least
 
 
-def least_shape(blocks: Blocks) -> tuple[int, ...]:
-    """The smallest chunk: blocks across all of the last axis, one along the others."""
-    shape = blocks.shape
+def least_shape(storage: Storage) -> tuple[int, ...]:
+    """The smallest chunk: blocks across all of the last axis, one along the others.
+
+    Where rows are in groups, whole ones.
+    """
+    shape, blocks = storage.shape, storage.blocks
     last = len(shape) - 1
-    return tuple(
+    least = [
         min(blocks.size, n) if k == blocks.axis else 1 if k < last or not last else n
         for k, n in enumerate(shape)
-    )
+    ]
+    if storage.folded:
+        least[-2] = storage.row_unit
+    return tuple(least)
 
 
 def chunk_bytes(storage: Storage, dtypes: Sequence[Any], shape: tuple[int, ...]) -> int:

@@ -11,6 +11,7 @@ from ..checks import is_traced
 
 DEVICE = "device"
 HOST = "pinned_host"  # of the host, where its devices reach it
+CUT_AXES = 2  # along how many axes, at most, what a TPU copies from there is cut
 
 
 def is_on_host(x: Any) -> bool:
@@ -66,7 +67,7 @@ class Pieces(NamedTuple):
 
     Attributes:
       shape: of the array.
-      lengths: of a piece: outer axes are cut.
+      lengths: of a piece: outer axes are cut, but two at most.
     """
 
     shape: tuple[int, ...]
@@ -76,9 +77,12 @@ class Pieces(NamedTuple):
     def of(cls, shape: tuple[int, ...], dtype: Any) -> "Pieces":
         """Of an array."""
         values = _PIECE // jnp.dtype(dtype).itemsize
-        rests = [max(1, math.prod(shape[k + 1 :])) for k in range(len(shape))]
-        pairs = zip(shape, rests, strict=True)
-        return cls(shape, tuple(min(n, max(1, values // rest)) for n, rest in pairs))
+        lengths: list[int] = []
+        for k, n in enumerate(shape):
+            fits = max(1, values // max(1, math.prod(shape[k + 1 :])))
+            cut = sum(map(int.__lt__, lengths, shape))
+            lengths.append(n if cut == CUT_AXES else min(n, fits))
+        return cls(shape, tuple(lengths))
 
     @property
     def counts(self) -> list[int]:

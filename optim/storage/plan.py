@@ -128,8 +128,7 @@ def _of_leaf(
     formats = formats_of(state, slots, path)
     size = blocked.size
     if size is None:
-        size = max((f.block_size for f in formats), default=32)
-    blocked = blocked._replace(size=size)
+        size = max((form.block_size for form in formats), default=32)
     floating = jnp.issubdtype(dtype, jnp.floating)
     layers = _layers(blocked.layer_axes, shape, path)
     inside = math.prod(n for k, n in enumerate(shape) if k not in layers)
@@ -140,7 +139,7 @@ def _of_leaf(
     check_block_size(size, at(path))
     quantized = any(f.quantized for f in formats)
     axis = _checked_axis(blocked, shape, layers, path, quantized)
-    blocks = _blocks(shape, blocked._replace(axis=axis), layers)
+    blocks = _blocks(shape, size, blocked._replace(axis=axis), layers)
     if blocks.size < SMALLEST_BLOCK:
         formats = tuple(Float32() if f.quantized else f for f in formats)
     names = [slot.name for slot in slots]
@@ -158,14 +157,14 @@ def _of_leaf(
 
 
 def _blocks(
-    shape: tuple[int, ...], blocked: Blocked, layers: tuple[int, ...]
+    shape: tuple[int, ...], size: int, blocked: Blocked, layers: tuple[int, ...]
 ) -> Blocks:
     """Along the usual axis; where its shards are too short, along another one."""
-    found = blocks_of(shape, blocked.size, blocked.axis, layers, blocked.shards)
+    found = blocks_of(shape, size, blocked.axis, layers, blocked.shards)
     if found.size >= SMALLEST_BLOCK or blocked.axis is not None:
         return found
     others = (
-        blocks_of(shape, blocked.size, axis, layers, blocked.shards)
+        blocks_of(shape, size, axis, layers, blocked.shards)
         for axis in range(len(shape))
         if axis not in layers
     )

@@ -1,6 +1,7 @@
 """The state of an optimizer: a named tuple of trees of plain arrays.
 
-Codes have the parameter's own shape and scales its rank, so that whatever shards,
+Codes have the parameter's own shape and scales its rank (in host memory both have rows
+in groups: `Storage.folded`), so that whatever shards,
 partitions, maps or stores parameters does the same to the state without knowing
 Octavo: optax, Flax linen and nnx, Orbax, regular expressions on paths.
 """
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from octavo.pallas_kernels import Leaf, Storage
+from octavo.pallas_kernels import Leaf, Storage, unfolded
 
 from .tree import Leaves
 
@@ -213,6 +214,7 @@ def check_gradients(
         g, record = grads.leaves[i], records[i]
         for moments in state.codes[:1]:
             got, like = jnp.shape(moments.leaves[i]), record.codes(0).shape
+            got = unfolded(got) if len(got) > len(record.shape) else got
             # Who passes the wrong gradient or parameter, not the wrong state.
             if got != like and record.slots[0].shape is None and not record.packed:
                 what = "gradient" if params is None else "parameter"

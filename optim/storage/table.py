@@ -11,7 +11,8 @@ where that is not the parameter's. Conversions and checkpoints read it, so that 
 need not know how a state, maybe deep in a chain of transformations, was made.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -113,8 +114,10 @@ def records_of(state: State, table: Any = None) -> dict[str, Storage]:
             "a stack of states: give one, such as jax.tree.map(lambda x: x[0], states)"
         )
     first = state.codes(state.slots[0]) if state.slots else state.remainders
-    paths = () if first is None else first.paths
-    return read_table(own if table is None else table, paths, tag)
+    if first is None:
+        return read_table(own if table is None else table, {}, tag)
+    shapes = dict(zip(first.paths, map(jnp.shape, first.leaves), strict=True))
+    return read_table(own if table is None else table, shapes, tag)
 
 
 def tables_of(tx: Any, params: Any) -> list[Any]:
@@ -138,14 +141,25 @@ def own_table(state: State) -> Any:
     return table
 
 
-def read_table(table: Any, paths: Sequence[str], tag: str) -> dict[str, Storage]:
-    """How leaves are stored, from a table; see `records_of`."""
+def read_table(
+    table: Any, shapes: Mapping[str, tuple[int, ...]], tag: str
+) -> dict[str, Storage]:
+    """How leaves are stored, from a table; see `records_of`.
+
+    Args:
+      table: the table.
+      shapes: by the path of each leaf, that of the first array of its state. It alone
+        says whether that is folded.
+      tag: of the state.
+    """
     rows, slots = np.asarray(table), slots_in(tag)
     rank = (rows.shape[1] - 4 - 5 * len(slots)) // (1 + len(slots))
     found = {}
-    for path, row in zip(paths, rows, strict=False):
+    for (path, shape), row in zip(shapes.items(), rows, strict=False):
         try:
-            found[path] = _record(iter(row.tolist()), rank, slots)
+            record = _record(iter(row.tolist()), rank, slots)
+            own = record.elementwise and len(shape) > len(record.shape)
+            found[path] = replace(record, folded=own)
         except (KeyError, IndexError):
             raise ValueError(
                 f"{path!r}: the state does not say how it is stored ({tag}, row "
