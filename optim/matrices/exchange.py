@@ -6,9 +6,9 @@ what. Equal matrices are stacked, so that a few slices move all of them.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,106 +16,11 @@ import numpy as np
 from jax import lax
 
 from .bins import Kind, Run, length, shared_out
-from .choice import Shape
-from .stack import TILE, Stack, Tiling
+from .groups import ROW, Group, OfMatrices, at_once, groups_of
+from .stack import Stack
 
-# Of a stack of matrices (count, rows, columns), with operands; elementwise in count.
-OfMatrices: TypeAlias = Callable[..., jax.Array]
-
-# Smaller ones are computed at once, this many values of them.
-_AT_ONCE = 2**22
-# Of a row of what is sent.
-_ROW = TILE[1]
 # In each round a device sends this many values, or whole matrices for all devices.
 _IN_A_ROUND = 2**27
-# Moving a value takes about as long as products with matrices of this many rows.
-_MOVING = 1024
-
-
-def in_turns(function: Any, x: jax.Array, operands: Any) -> jax.Array:
-    """Of a few matrices at a time, so that what is kept meanwhile is small."""
-    some = at_once(x.shape[1:])
-    if some >= len(x) or len(x) == 1:
-        return function(x, *operands)
-    return lax.map(
-        lambda one: function(one[None], *operands)[0],
-        x,
-        batch_size=None if some == 1 else some,
-    )
-
-
-def at_once(shape: Shape) -> int:
-    """How many matrices of this shape are computed together."""
-    return max(1, _AT_ONCE // math.prod(shape))
-
-
-@dataclass(frozen=True)
-class Group:
-    """Leaves whose matrices are stacked; static.
-
-    Attributes:
-      leaves: their places among all.
-      counts: how many matrices a device has a part of, in each.
-      tiling: of all of them.
-      unit: how many matrices go to a device together.
-    """
-
-    leaves: tuple[int, ...]
-    counts: tuple[int, ...]
-    tiling: Tiling
-    unit: int
-
-    @property
-    def kind(self) -> Kind:
-        """Of its units; sizes are rows of values."""
-        (rows, columns), unit = self.tiling.whole, self.unit
-        cost = unit * rows * columns * (min(rows, columns) + _MOVING)
-        values = unit * self.tiling.values
-        return Kind(-(-sum(self.counts) // unit), cost, -(-values // _ROW))
-
-    def units(self, matrices: Sequence[jax.Array]) -> jax.Array:
-        """A device's parts of them, (units, rows, values), of (count, *local) each."""
-        kind, unit = self.kind, self.unit
-        x = self.tiling.flat(jnp.concatenate(matrices))
-        x = jnp.pad(x, ((0, kind.count * unit - len(x)), (0, 0)))
-        return self._rows(x.reshape(kind.count, -1))
-
-    def matrices(self, units: jax.Array) -> list[jax.Array]:
-        """The inverse of `units`."""
-        ends = np.cumsum(self.counts)
-        x = self._values(units).reshape(-1, self.tiling.values)[: ends[-1]]
-        return jnp.split(self.tiling.parts(x), ends[:-1])
-
-    def of_one(self, function: OfMatrices, x: jax.Array, operands: Any) -> jax.Array:
-        """The function of one unit, (devices, rows, values)."""
-        x = self._values(x).reshape(len(x), self.unit, -1)
-        # Else XLA would choose an order in memory that suits the first product, and
-        # copy matrices to and fro.
-        whole = lax.optimization_barrier(self.tiling.joined(x))
-        whole = lax.optimization_barrier(function(whole, *operands))
-        found = self.tiling.cut(whole)
-        return self._rows(found.reshape(len(found), -1))
-
-    def _rows(self, x: jax.Array) -> jax.Array:
-        size = self.kind.size
-        x = jnp.pad(x, ((0, 0), (0, size * _ROW - x.shape[1])))
-        return x.reshape(len(x), size, _ROW)
-
-    def _values(self, x: jax.Array) -> jax.Array:
-        return x.reshape(len(x), -1)[:, : self.unit * self.tiling.values]
-
-
-def groups_of(stacks: Sequence[Stack], bins: int) -> list[Group]:
-    """Leaves whose matrices are equal, and sharded alike."""
-    found: dict[Tiling, list[int]] = {}
-    for k, stack in enumerate(stacks):
-        found.setdefault(stack.tiling, []).append(k)
-    groups = []
-    for tiling, leaves in found.items():
-        counts = tuple(math.prod(stacks[k].shard) // tiling.values for k in leaves)
-        unit = min(at_once(tiling.whole), -(-sum(counts) // bins))
-        groups.append(Group(tuple(leaves), counts, tiling, unit))
-    return groups
 
 
 def exchanged(
@@ -143,7 +48,7 @@ def exchanged(
     ]
     starts = [0] * len(groups)
     found: list[list[jax.Array]] = [[] for _ in groups]
-    for runs in shared_out(kinds, over.bins, _IN_A_ROUND // _ROW):
+    for runs in shared_out(kinds, over.bins, _IN_A_ROUND // ROW):
         ends = [
             s + sum(r.bins * r.counts[k] for r in runs) for k, s in enumerate(starts)
         ]
@@ -177,9 +82,9 @@ def needed(stacks: Sequence[Stack], size: int) -> int:
     over = Over.of(stacks[0])
     groups = groups_of(stacks, over.bins)
     kinds = [group.kind for group in groups]
-    rounds = shared_out(kinds, over.bins, _IN_A_ROUND // _ROW)
+    rounds = shared_out(kinds, over.bins, _IN_A_ROUND // ROW)
     rows = max(length(runs, kinds) for runs in rounds)
-    received = over.parts[1] * rows * _ROW if over.bins > 1 else 0
+    received = over.parts[1] * rows * ROW if over.bins > 1 else 0
     kept = max(_kept(group.unit, *group.tiling.whole) for group in groups)
     return size * (received + max(received, kept))
 
@@ -248,7 +153,7 @@ def _sent(runs: Sequence[Run], kinds: Sequence[Kind], units: Any) -> jax.Array:
         pieces = []
         for k, (n, x) in enumerate(zip(run.counts, units, strict=True)):
             end = starts[k] + run.bins * n
-            pieces.append(x[starts[k] : end].reshape(run.bins, n * kinds[k].size, _ROW))
+            pieces.append(x[starts[k] : end].reshape(run.bins, n * kinds[k].size, ROW))
             starts[k] = end
         own = jnp.concatenate(pieces, axis=1)
         found.append(jnp.pad(own, ((0, 0), (0, rows - own.shape[1]), (0, 0))))
@@ -266,7 +171,7 @@ def _received(
         for own, n, kind in zip(found, run.counts, kinds, strict=True):
             end = start + n * kind.size
             if n:
-                own.append(x[first:last, start:end].reshape(-1, kind.size, _ROW))
+                own.append(x[first:last, start:end].reshape(-1, kind.size, ROW))
             start = end
         first = last
     return found

@@ -154,3 +154,21 @@ def _preconditioned(
     scaled = (wide * s * s.mT).astype(x.dtype)
     wide = x.astype(jnp.float32) * (s.mT if _is_tall(x) else s)
     return wide.astype(x.dtype), scaled
+
+
+@dataclass(frozen=True)
+class Direction:
+    """From momentum to the direction that the learning rate multiplies; static."""
+
+    iterations: Iterations
+
+    def __call__(
+        self, x: jax.Array, eps: jax.Array, rms: jax.Array | None = None
+    ) -> jax.Array:
+        rows, columns = x.shape[-2:]
+        if rms is None:
+            scale = jnp.float32(max(1.0, columns / rows) ** 0.5)
+        else:
+            scale = rms * max(rows, columns) ** 0.5
+        found = orthogonalized(x, self.iterations, eps)
+        return (scale * found.astype(jnp.float32)).astype(x.dtype)

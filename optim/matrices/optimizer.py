@@ -27,7 +27,7 @@ from ..storage.muon import MuonState
 from ..storage.plan import check_remainders
 from ..storage.tree import BOOLS, NUMBERS, PAGED, Leaves, per_leaf, spread
 from .choice import Axes, matrices_in
-from .newton_schulz import Iterations, orthogonalized
+from .newton_schulz import Direction, Iterations
 from .options import by_path, function_of, of_mu
 from .parts import Parts
 from .passes import directions, joined, writing
@@ -288,7 +288,7 @@ class MatrixOptimizer(Stepper):
         if how.iterations.dtype is not None:  # before they travel
             directions = [x.astype(how.iterations.dtype) for x in directions]
         return whole_matrices(
-            _Direction(how.iterations),
+            Direction(how.iterations),
             stacks,
             [w.path for w in step.work],
             directions,
@@ -302,21 +302,3 @@ def _histories(muon: Begun, adam: Begun) -> dict[str, jax.Array]:
     name = "clip_history"
     both = [x.state.extra[name] for x in (muon, adam) if name in x.state.extra]
     return {name: jnp.concatenate(both)} if both else {}
-
-
-@dataclass(frozen=True)
-class _Direction:
-    """From momentum to the direction that the learning rate multiplies; static."""
-
-    iterations: Iterations
-
-    def __call__(
-        self, x: jax.Array, eps: jax.Array, rms: jax.Array | None = None
-    ) -> jax.Array:
-        rows, columns = x.shape[-2:]
-        if rms is None:
-            scale = jnp.float32(max(1.0, columns / rows) ** 0.5)
-        else:
-            scale = rms * max(rows, columns) ** 0.5
-        found = orthogonalized(x, self.iterations, eps)
-        return (scale * found.astype(jnp.float32)).astype(x.dtype)

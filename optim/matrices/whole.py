@@ -12,7 +12,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ..checks import warn_once
 from ..sharding.budget import memory_of
 from ..sharding.geometry import is_explicit, resharded
-from .exchange import OfMatrices, Over, exchanged, in_turns, needed
+from .exchange import Over, exchanged, needed
+from .groups import OfMatrices, in_turns
 from .stack import Stack
 
 LARGEST = 2**28
