@@ -19,8 +19,8 @@ from .checks import (
     is_number,
 )
 from .correction import bias_correction
-from .matrices.newton_schulz import iterations
-from .matrices.optimizer import Arguments, MatrixOptimizer, Orthogonal
+from .matrices.newton_schulz import Orthogonal, iterations
+from .matrices.optimizer import Arguments, MatrixOptimizer
 from .matrices.whole import LARGEST
 from .options import Options, Settings, with_options
 from .stepping.optimizer import Optimizer

@@ -157,6 +157,24 @@ def _preconditioned(
 
 
 @dataclass(frozen=True)
+class Orthogonal:
+    """How the direction of a matrix is made orthogonal, and its length.
+
+    Attributes:
+      iterations: of Newton-Schulz.
+      eps: in them.
+      consistent_rms: factor of sqrt(max(rows, columns)); None: the length is
+        sqrt(max(1, columns / rows)).
+      largest: values in a matrix that one device may have.
+    """
+
+    iterations: Iterations
+    eps: Any
+    consistent_rms: Any
+    largest: int
+
+
+@dataclass(frozen=True)
 class Direction:
     """From momentum to the direction that the learning rate multiplies; static."""
 

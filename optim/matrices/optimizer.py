@@ -27,30 +27,12 @@ from ..storage.muon import MuonState
 from ..storage.plan import check_remainders
 from ..storage.tree import BOOLS, NUMBERS, PAGED, Leaves, per_leaf, spread
 from .choice import Axes, matrices_in
-from .newton_schulz import Direction, Iterations
+from .newton_schulz import Direction, Orthogonal
 from .options import by_path, function_of, of_mu
 from .parts import Parts
 from .passes import directions, joined, writing
 from .stack import Stack
 from .whole import check_memory, whole_matrices
-
-
-@dataclass(frozen=True)
-class Orthogonal:
-    """How the direction of a matrix is made orthogonal, and its length.
-
-    Attributes:
-      iterations: of Newton-Schulz.
-      eps: in them.
-      consistent_rms: factor of sqrt(max(rows, columns)); None: the length is
-        sqrt(max(1, columns / rows)).
-      largest: values in a matrix that one device may have.
-    """
-
-    iterations: Iterations
-    eps: Any
-    consistent_rms: Any
-    largest: int
 
 
 class Arguments(NamedTuple):
