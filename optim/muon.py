@@ -216,11 +216,18 @@ def muon(
 
 def _settings(options: Options) -> Settings:
     settings = Settings.of(options, ADAM.slots)
-    for name in ("max_unorm", "record_norms"):
+    for name, why in _REFUSED.items():
         if getattr(settings, name):
             raise ValueError(
                 f"{name}={getattr(settings, name)!r}: muon does not have it, because "
-                "the length of a matrix' step does not depend on its gradient's. Leave "
-                "it out; grad_clip_norm and grad_clip_value are there"
+                f"{why}. Leave it out; grad_clip_norm, grad_clip_value and "
+                "percentile_clipping are there"
             )
     return settings
+
+
+_REFUSED = {
+    "max_unorm": "each step of a matrix has the same length, which consistent_rms says",
+    "record_norms": "norms are those before matrices are made orthogonal, and not of "
+    "their steps",
+}

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import NamedSharding
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from octavo import optim
@@ -149,6 +149,30 @@ def test_it_is_sharded_like_the_state_in_scan_and_train_state(axes: str) -> None
     unit = np.spacing(np.float32(np.abs(alone["w"]).max()))
     apart = np.abs(alone["w"] - jax.device_get(state.params["w"]))
     assert (apart <= 2 * unit).mean() > 0.999
+
+
+def test_meshes_with_axes_of_both_types() -> None:
+    """States, and means, in smaller shards over an axis that types show."""
+    mesh = jax.make_mesh(
+        (4, 2), ("d", "m"), axis_types=(AxisType.Auto, AxisType.Explicit)
+    )
+    where = {"w": NamedSharding(mesh, P("d")), "b": NamedSharding(mesh, P())}
+    params = jax.device_put(tree(0), where)
+    tx = optim.accumulate(optim.adamw(1e-2, state_sharding="m"), 2).bind(params)
+    alone = optim.accumulate(optim.adamw(1e-2), 2)
+    runs = []
+    for own, p in ((tx, params), (alone, tree(0))):
+        step, state = jax.jit(own.step), own.init(p)
+        for seed in (1, 2, 3, 4):
+            g = jax.device_put(tree(seed), jax.tree.map(lambda x: x.sharding, p))
+            p, state = step(g, state, p)
+        runs.append((p, state))
+    (found, state), (want, _) = runs
+    for name, sharding in where.items():
+        assert found[name].sharding.is_equivalent_to(sharding, found[name].ndim)
+        assert float(jnp.abs(want[name] - tree(0)[name]).max()) > 0.01
+        np.testing.assert_allclose(found[name], want[name], rtol=2**-22)
+    assert state.acc_grads["b"].sharding.spec == P("m")
 
 
 @pytest.mark.parametrize("target", ["v6e", "sm_90"])

@@ -160,6 +160,21 @@ def test_it_trains_and_its_state_is_as_its_specs_say() -> None:
     expect_equal(params, expected(), rate=1e-2)
 
 
+def test_muon_is_partitioned_too() -> None:
+    tx = optim.muon(1e-2, weight_decay=0.1, adam_weight_decay=0.1, min_shards=8)
+    specs, state, params = trained(axlearn.partitioned(tx))
+    jax.tree.map(expect_spec, specs, state)
+    assert specs.muon.mu["linear"].mesh_axes == P("fsdp", None)
+    assert isinstance(specs.adam.mu["linear"], optax.MaskedNode)
+    alone, want = optim.muon(1e-2, weight_decay=0.1, min_shards=8), parameters()
+    own = alone.init(want)
+    for k in range(3):
+        grads = jax.tree.map(lambda p: jnp.cos(p + k), want)  # noqa: B023
+        updates, own = jax.jit(alone.update)(grads, own, want)
+        want = optax.apply_updates(want, updates)
+    expect_equal(params, want, rate=1e-2)
+
+
 def expect_shape(spec: TensorSpec, array: Any) -> None:
     assert (spec.shape, spec.dtype) == (array.shape, array.dtype)
 

@@ -23,6 +23,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from octavo import optim
+from octavo.optim.integrations.levanter import named
 
 from contracts import Binds, auto_mesh, expect_equal
 
@@ -187,6 +188,22 @@ def alone() -> Any:
         grads = jax.tree.map(lambda p: jnp.cos(p + k), plain)  # noqa: B023
         plain, state = jax.jit(tx.step)(grads, state, plain)
     return plain
+
+
+def test_muons_states_have_names_too() -> None:
+    tx = named(optim.muon(1e-2, min_shards=8))
+    model, state = trained(tx)
+    mu = state.muon.mu["weight"]
+    assert [axis.name for axis in mu.axes] == ["embed", "mlp"]
+    assert isinstance(state.adam.mu["weight"], optax.MaskedNode)
+    again = restored(state, jax.eval_shape(tx.init, made_model()))
+    jax.tree.map(np.testing.assert_array_equal, state, again)
+    own, plain = optim.muon(1e-2, min_shards=8), arrays(made_model())
+    alone = own.init(plain)
+    for k in range(3):
+        grads = jax.tree.map(lambda p: jnp.cos(p + k), plain)  # noqa: B023
+        plain, alone = jax.jit(own.step)(grads, alone, plain)
+    expect_equal(arrays(model), plain, rate=1e-2)
 
 
 def test_without_the_adapter_it_is_not() -> None:

@@ -23,7 +23,7 @@ VALUES = (65536, 8192)  # 512M
 _KERNEL = "__gpu$xla.gpu.triton"
 
 
-def _expect_overlap(scheduled: str, passes: int) -> None:
+def _expect_overlap(scheduled: str, passes: int, moments: int = 2) -> None:
     """In the loop of each pass: int8 is fetched before it, and waited for after.
 
     The computations of a compiled program stand in the order in which they run.
@@ -36,7 +36,7 @@ def _expect_overlap(scheduled: str, passes: int) -> None:
         (kernel,) = (k for k, line in enumerate(lines) if _KERNEL in line)
         begun = [k for k, x in enumerate(lines) if re.match(_FETCH, x)]
         done = [k for k, x in enumerate(lines) if re.match(_FETCHED, x)]
-        assert len(begun) == len(done) == 2  # two moments
+        assert len(begun) == len(done) == moments
         assert max(begun) < kernel < min(done)
 
 
@@ -83,6 +83,18 @@ def test_a_step_takes_a_few_chunks_beside_the_parameters(
     passes = 1 if name == "adamw" else 2
     assert text.count(_KERNEL) == 2 * passes  # the last chunk has a loop of its own
     _expect_overlap(text, passes)
+
+
+def test_muon_streams_its_momentum_and_keeps_directions() -> None:
+    program = program_of("muon", {"w": (2048, 2048)}, page_bytes=4 * MIB)
+    memory, text = program.memory_analysis(), program.as_text()
+    codes = 2048 * 2048
+    assert memory.host_argument_size_in_bytes == codes + codes // 64
+    assert memory.host_alias_size_in_bytes == memory.host_argument_size_in_bytes
+    assert memory.host_temp_size_in_bytes == 0
+    # Three arrays like the matrix, as without pages, in Newton-Schulz.
+    assert memory.temp_size_in_bytes < 3 * 16 * MIB + 1.5 * 4 * MIB
+    _expect_overlap(text, 1, moments=1)
 
 
 def test_leaves_take_turns() -> None:

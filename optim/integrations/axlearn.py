@@ -11,6 +11,7 @@ import optax
 from ..sharding.states import state_sharding
 from ..stepping.optimizer import Optimizer
 from ..stepping.transformation import Transformation
+from ..storage.muon import is_masked
 from ..storage.tree import NUMBERS, Leaves, per_leaf
 
 
@@ -68,10 +69,11 @@ class _Known:
         state = jax.eval_shape(self.tx.init, shapes)
         kinds = optax.tree_map_params(
             self.tx,
-            lambda _, p: _Kind(p.memory_kind),
+            lambda x, p: x if is_masked(x) else _Kind(p.memory_kind),
             state,
             specs,
             transform_non_params=lambda _: _Kind(None),
+            is_leaf=is_masked,
         )
         return jax.tree.map(
             lambda x, where, kind: _axlearn().OptStateSpec(

@@ -8,6 +8,7 @@ import jax
 import optax
 
 from ..stepping.transformation import Transformation
+from ..storage.muon import is_masked
 
 
 def named(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
@@ -73,7 +74,13 @@ def _named(tx: optax.GradientTransformation, state: Any, params: Any) -> Any:
         return _haliax().NamedArray(x, axes)
 
     boxes = jax.tree.map(_Box, params, is_leaf=_is_named)
-    return optax.tree_map_params(tx, lambda x, box: of(x, box.inside), state, boxes)
+    return optax.tree_map_params(
+        tx,
+        lambda x, box: x if is_masked(x) else of(x, box.inside),
+        state,
+        boxes,
+        is_leaf=is_masked,
+    )
 
 
 class _Box:

@@ -8,6 +8,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ..storage.memory import HOST
+from ..storage.muon import is_masked
 from ..storage.tree import Leaves
 from .finer import with_states
 from .geometry import fitting, of_state
@@ -66,7 +67,7 @@ def state_sharding(
     states = with_states(given, finer, tree).state
 
     def of(leaf: Any, sharding: Any, rank: int) -> Any:
-        if isinstance(leaf, optax.MaskedNode):
+        if is_masked(leaf):
             return leaf
         sharding = of_state(sharding, leaf.shape, rank)
         fits = len(sharding.spec) <= len(leaf.shape)
@@ -79,7 +80,7 @@ def state_sharding(
         tree.replaced(states),
         tree.replaced([len(x.shape) for x in tree.leaves]),
         transform_non_params=lambda _: everywhere,
-        is_leaf=lambda x: isinstance(x, optax.MaskedNode),
+        is_leaf=is_masked,
     )
     return jax.tree.map(in_memory, shardings, spaces)
 

@@ -43,11 +43,15 @@ def apart(state: MuonState, tree: Any) -> list[Any]:
 def merged(muon: Any, adam: Any) -> Any:
     """The inverse of `apart`: all leaves that one of them has."""
     return jax.tree.map(
-        lambda one, other: other if _masked(one) else one, muon, adam, is_leaf=_masked
+        lambda one, other: other if is_masked(one) else one,
+        muon,
+        adam,
+        is_leaf=is_masked,
     )
 
 
-def _masked(x: Any) -> bool:
+def is_masked(x: Any) -> bool:
+    """Whether a leaf is the other part's."""
     return isinstance(x, optax.MaskedNode)
 
 

@@ -122,6 +122,29 @@ def test_weight_decay_and_variables_without_it() -> None:
         np.testing.assert_allclose(ours, theirs, atol=1e-3)
 
 
+def test_muon_has_one_rate_or_two_and_masks_both_parts() -> None:
+    """Without gradients that move anything, decay alone does: 1 - RATE * 10 a step."""
+
+    def moved(**arguments: Any) -> list[bool]:
+        optimizer = Optimizer("muon", eps=1e30, weight_decay=10.0, **arguments)
+        optimizer.exclude_from_weight_decay(var_names=["bias"])
+        model = model_with(optimizer)
+        for v in model.trainable_variables:
+            v.assign(np.ones(v.shape))
+        losses(model, epochs=1)
+        return [
+            bool(abs(v.numpy() - 1).max() > 1e-3) for v in model.trainable_variables
+        ]
+
+    model = model_with(octavo("muon", state="8bit", learning_rate=1e-2))
+    kernels = [len(v.shape) == 2 for v in model.trainable_variables]
+    found = losses(model, epochs=2)
+    assert found[-1] < found[0]
+    assert moved(learning_rate=RATE) == kernels
+    own = {"learning_rate": 0.0, "adam_learning_rate": RATE}
+    assert moved(**own, adam_weight_decay=10.0) == [False] * len(kernels)
+
+
 @pytest.mark.parametrize("options", [{"jit_compile": False}, {"run_eagerly": True}])
 def test_without_jit_it_is_the_same(options: dict[str, bool]) -> None:
     compiled = losses(model_with(octavo(state="8bit")), epochs=1)
