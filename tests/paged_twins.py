@@ -24,8 +24,8 @@ from jax.sharding import PartitionSpec as P
 
 from octavo import optim
 
-SHAPE = (2048, 64)  # of the one leaf, in chunks of 32 rows
-PAGE = 40_000
+SHAPE = (1024, 128)  # of the one leaf, in chunks of 64 rows at most
+PAGE = 100_000
 
 
 class Case(NamedTuple):

@@ -26,7 +26,7 @@ from meshes import mesh_of
 
 # A tail along the blocked axis; chunks along two axes, of several layers; a small one.
 # Fewer than 2**18 values, so that XLA's path is the same for a leaf and a chunk of it.
-SHAPES = {"tail": (2003, 60), "layers": (6, 192, 96), "b": (5,)}
+SHAPES = {"tail": (2003, 60), "layers": (6, 192, 128), "b": (5,)}
 DTYPES = {"layers": "bfloat16"}
 PAGE = 200_000
 
@@ -152,7 +152,7 @@ def test_shards_stream_their_own(axes: str, name: str, options: Any) -> None:
 @pytest.mark.parametrize("axes", ["auto", "explicit"])
 def test_shapes_restore_to_where_the_state_was(tmp_path: Any, axes: str) -> None:
     where = NamedSharding(mesh_of("8 rows", axes), P(None, "d"))
-    params = jax.device_put({"w": np.ones((2048, 128), np.float32)}, where)
+    params = jax.device_put({"w": np.ones((512, 1024), np.float32)}, where)
     tx = optim.adamw(1e-2, paged=True).bind(params)
     train = {"params": params, "opt_state": tx.init(params)}
     with ocp.CheckpointManager(tmp_path) as manager:

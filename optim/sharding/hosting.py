@@ -21,6 +21,7 @@ from .geometry import aligned, shards
 from .placement import platform_of
 
 LEAST_PAGED = 100_000  # values of a leaf
+_LANES = 128  # of a tile
 
 
 class Paging(NamedTuple):
@@ -129,6 +130,11 @@ def _unfoldable(record: Storage, page_bytes: int) -> str:
     shape, unit, dtypes = record.shape, record.row_unit, (record.dtype, record.dtype)
     if len(shape) < 2 or shape[-2] % unit:
         return f"a TPU streams rows in groups of {unit}"
+    arrays = [record.codes(k) for k in range(len(record.formats))]
+    arrays += [record.scales(k) for k, f in enumerate(record.formats) if f.quantized]
+    if any(x.shape[-1] % _LANES for x in arrays):
+        # XLA would turn the array around, so that less of its tiles is empty.
+        return f"a TPU streams rows, and scales of rows, of a multiple of {_LANES}"
     record = replace(record, folded=True)
     needed = chunk_bytes(record, dtypes, least_shape(record))
     if needed > page_bytes:
