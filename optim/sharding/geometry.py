@@ -156,9 +156,9 @@ def advice(path: str, storage: Storage, sharding: NamedSharding) -> str:
     longest = longest_in_shards(blocks.shape[blocks.axis or 0], parts)
     if longest is not None and longest >= SMALLEST_BLOCK:
         fits.append(f"min_shards={parts}")
-    for size in (16, 8):
+    for size in (64, 32, 16, 8):
         other = blocks_of(blocks.shape, size, blocks.axis, blocks.layers)
-        if aligned(other, sharding):
+        if size < blocks.size and aligned(other, sharding):
             fits.append(f"block_size={size}")
             break
     for axis in range(len(blocks.shape)):
