@@ -27,7 +27,6 @@ from .muon import muon as muon
 from .optax_states import from_optax as from_optax
 from .optax_states import to_optax as to_optax
 from .options import Options as Options
-from .options import embeddings_in_32bit as embeddings_in_32bit
 from .presets import PRESETS as PRESETS
 from .presets import Preset as Preset
 from .presets import preset as preset
@@ -44,6 +43,7 @@ from .stepping.transformation import step as step
 from .storage.muon import MuonState as MuonState
 from .storage.quantized import QuantizedState as QuantizedState
 from .storage.state import State as State
+from .values import embeddings_in_32bit as embeddings_in_32bit
 from .wrapping.transformation import quantized as quantized
 
 if TYPE_CHECKING:

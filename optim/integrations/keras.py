@@ -13,9 +13,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from ..accumulate import in_place_if
 from ..explain import Explanation, explain
-from ..options import embeddings_in_32bit
 from ..stepping.transformation import Transformation
 from ..storage.tree import path_name
+from ..values import embeddings_in_32bit
 from .keras_binding import (
     bound_to,
     by_name,

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from octavo.pallas_kernels import Storage
 
-from ..options import Settings, is_by_leaf
+from ..options import Settings
 from ..sharding.finer import Places
 from ..sharding.hosting import Paging, pagings
 from ..stepping.begun import Begun
@@ -26,6 +26,7 @@ from ..stepping.tasks import Work
 from ..storage.muon import MuonState
 from ..storage.plan import check_remainders
 from ..storage.tree import BOOLS, NUMBERS, PAGED, Leaves, per_leaf, spread
+from ..values import is_by_leaf
 from .choice import Axes, matrices_in
 from .newton_schulz import Direction, Orthogonal
 from .options import by_path, function_of, of_mu

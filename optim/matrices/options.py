@@ -9,7 +9,7 @@ from typing import Any
 
 from octavo.pallas_kernels import Rule
 
-from ..options import Settings, is_by_leaf, is_state
+from ..options import Settings
 from ..storage.shards import mesh_axes
 from ..storage.tree import (
     AXES,
@@ -23,6 +23,7 @@ from ..storage.tree import (
     Leaves,
     per_leaf,
 )
+from ..values import is_by_leaf, is_state
 
 _PER_LEAF: dict[str, Kind] = {
     "state": Kind(

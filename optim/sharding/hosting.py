@@ -11,10 +11,11 @@ from jax.sharding import Mesh, NamedSharding
 from octavo.pallas_kernels import Storage
 
 from ..checks import warn_once
-from ..options import Settings, at
+from ..options import Settings
 from ..storage.chunks import chunk_bytes, chunk_shape, least_shape
 from ..storage.memory import CUT_AXES, HOST
 from ..storage.tree import PAGED, Leaves, per_leaf
+from ..values import at
 from .budget import Choice, fitted, reported_bytes, shares_of
 from .finer import Places
 from .geometry import aligned, shards

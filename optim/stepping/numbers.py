@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from ..checks import check_not_negative
-from ..options import at
 from ..storage.tree import NUMBERS, Leaves, per_leaf
+from ..values import at
 
 
 def numbers(

@@ -12,7 +12,7 @@ import optax
 from octavo import pallas_kernels as kernels
 from octavo.pallas_kernels import Program, Rule, Scalars, Storage
 
-from ..options import Settings, check_backend
+from ..options import Settings
 from ..sharding.binding import check_boxes
 from ..sharding.finer import Places, places
 from ..sharding.hosting import hosted
@@ -29,6 +29,7 @@ from ..storage.state import (
 )
 from ..storage.table import table_of, tag_of
 from ..storage.tree import BOOLS, NAMES, PAGED, Leaves, per_leaf, spread
+from ..values import check_backend
 from .begun import Begun
 from .norms import HISTORY, no_norms, unlimited
 from .numbers import numbers

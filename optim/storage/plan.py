@@ -24,7 +24,8 @@ from octavo.pallas_kernels import (
 )
 
 from ..checks import check_block_size, check_int, warn_once
-from ..options import Settings, at, check_weights, formats_of, is_state
+from ..options import Settings
+from ..values import at, check_weights, formats_of, is_state
 from .shards import most_shards
 from .tree import AXES, AXIS, NAMES, SIZES, Kind, Leaves, per_leaf
 

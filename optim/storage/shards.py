@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from ..checks import check_shards
-from ..options import Settings, at, is_tree
+from ..options import Settings
+from ..values import at, is_tree
 from .tree import SHARDINGS, Kind, Leaves, per_leaf
 
 _COUNTS = Kind(

@@ -29,7 +29,8 @@ from octavo.pallas_kernels import (
     numbered,
 )
 
-from ..options import Settings, formats_of
+from ..options import Settings
+from ..values import formats_of
 from .plan import has_own_moments, moment_dtype
 from .state import State, states_in
 

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ..checks import is_number
-from ..options import is_paged, is_tree
+from ..values import is_paged, is_tree
 
 
 class Leaves(NamedTuple):

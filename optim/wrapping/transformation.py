@@ -7,7 +7,8 @@ from typing import Any, ParamSpec, TypeVar
 
 import optax
 
-from ..options import Options, PerLeaf, Settings, formats_of
+from ..options import Options, PerLeaf, Settings
+from ..values import formats_of
 from .structure import Structure
 from .wrapper import Wrapper
 
