@@ -85,14 +85,9 @@ class MatrixOptimizer(Stepper):
         decay = self.muon.weight_decay
         if tree.leaves and is_by_leaf(decay) and not callable(decay):
             decay = function_of("weight_decay", decay, tree, NUMBERS)
-        both = {"whole": False}
-        return Parts(
-            axes,
-            replace(
-                self.muon, settings=own, masks=masks[0], weight_decay=decay, **both
-            ),
-            replace(self.adam, settings=settings, masks=masks[1], **both),
-        )
+        muon = replace(self.muon, settings=own, masks=masks[0], weight_decay=decay)
+        adam = replace(self.adam, settings=settings, masks=masks[1])
+        return Parts(axes, replace(muon, whole=False), replace(adam, whole=False))
 
     def _masks(self, parts: Parts, k: int, tree: Leaves) -> dict[str, Any]:
         """Those of one part, where trees are like all parameters."""

@@ -59,6 +59,7 @@ def by_path(settings: Settings, tree: Leaves) -> Settings:
 def function_of(
     name: str, value: Any, tree: Leaves, kind: Kind
 ) -> Callable[[str], Any]:
+    """A tree of values, or a prefix of one, as a function of the leaves' paths."""
     given = per_leaf(name, value, tree, kind)
     return dict(zip(tree.names, given, strict=True)).__getitem__
 

@@ -94,6 +94,8 @@ def pagings(
         not known how much memory there is, and has to be.
     """
     wanted = per_leaf("paged", settings.paged, tree, PAGED)
+    if not any(wanted):
+        return [Paging(None)] * len(records)
     pairs = zip(records, where.state, strict=True)
     obstacles = [_obstacle(settings, *pair, platform) for pair in pairs]
     chosen = [Choice(bool(asked)) for asked in wanted]
